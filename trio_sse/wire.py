@@ -87,8 +87,7 @@ class Event:
             _check_line("type", type)
             if not type:
                 raise ValueError(
-                    'Event(type="") is what the standard reads as "message"; '
-                    "leave type out instead"
+                    'Event(type="") is what the standard reads as "message"; leave type out instead'
                 )
         if id is not None:
             _check_line("id", id)
@@ -411,8 +410,7 @@ class Decoder:
         data = "\n".join(self._data) if self._data else None
         comment = "\n".join(self._comments) if self._comments else None
         if data is not None or (
-            self._every_block
-            and not (new_id is None and retry is None and comment is None)
+            self._every_block and not (new_id is None and retry is None and comment is None)
         ):
             events.append(
                 _new_event(data, self._type or "message", self._last_event_id, retry, comment)

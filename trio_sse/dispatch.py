@@ -1,0 +1,240 @@
+"""Fan-out by group commit, and how a session that comes back joins it.
+
+One task reads the log and hands every session what concerns it. It takes all that came
+since its last pass, joins it once for each distinct audience, and gives each session
+one batch: the busier the hub, the fewer writes per event, and no timer anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final, final
+
+import trio
+
+from .log import Cursor, EventLog, Record
+from .outbox import Batch
+from .session import Session
+from .wire import Event, encode
+
+PASS_EVENTS: Final = 256
+"""How many events a pass takes: between two passes, clients are written to."""
+PASS_BYTES: Final = 256 << 10
+"""And how many bytes, unless one event alone has more."""
+MAX_BACKLOG: Final = 4 * PASS_EVENTS
+"""How many published events may wait for the dispatcher before publishers wait for it."""
+YIELD_EVERY: Final = 256
+"""How many sessions are served before other tasks have a turn."""
+
+Topics = frozenset[str] | None
+"""What is subscribed to; ``None`` is everything."""
+
+
+@final
+class Audience:
+    """The sessions that subscribe to exactly the same topics: they get the same bytes."""
+
+    __slots__ = ("sessions", "topics")
+
+    def __init__(self, topics: Topics) -> None:
+        self.topics = topics
+        self.sessions: dict[Session, None] = {}  # in the order they joined
+
+
+@final
+class Audiences:
+    """Who hears what."""
+
+    def __init__(self) -> None:
+        self._all: dict[Topics, Audience] = {}
+        self._by_topic: dict[str, dict[Audience, None]] = {}
+
+    def add(self, session: Session) -> None:
+        audience = self._all.get(session.topics)
+        if audience is None:
+            audience = self._all[session.topics] = Audience(session.topics)
+            for topic in session.topics or ():
+                self._by_topic.setdefault(topic, {})[audience] = None
+        audience.sessions[session] = None
+
+    def discard(self, session: Session) -> None:
+        audience = self._all.get(session.topics)
+        if audience is None or session not in audience.sessions:
+            return
+        del audience.sessions[session]
+        if not audience.sessions:
+            del self._all[session.topics]
+            for topic in session.topics or ():
+                del self._by_topic[topic][audience]
+                if not self._by_topic[topic]:
+                    del self._by_topic[topic]
+
+    def sort(self, records: Sequence[Record]) -> list[tuple[Audience, Sequence[Record]]]:
+        """``records`` by who is to hear them, each audience's in order."""
+        sorted_: dict[Audience, list[Record]] = {}
+        for record in records:
+            for topic in record.topics:
+                for audience in self._by_topic.get(topic, ()):
+                    heard = sorted_.setdefault(audience, [])
+                    if not heard or heard[-1] is not record:
+                        heard.append(record)
+        found: list[tuple[Audience, Sequence[Record]]] = list(sorted_.items())
+        everyone = self._all.get(None)
+        if everyone is not None:
+            found.append((everyone, records))
+        return found
+
+
+@final
+class Dispatcher:
+    """The one task that reads the log for all.
+
+    Attributes:
+        position: every session that has joined was given what lies up to here.
+        events: dispatched so far.
+        replayed: events that `replay` gave to sessions.
+        gaps: times that a session was told of a gap.
+        passes: how often it went round.
+        seconds: how long that took.
+    """
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._audiences = Audiences()
+        self.position = 0
+        self.events = 0
+        self.replayed = 0
+        self.gaps = 0
+        self.passes = 0
+        self.seconds = 0.0
+        self._backlog = 0  # published here, and not yet taken by a pass
+        self._passed = trio.lowlevel.ParkingLot()  # who waits for the end of a pass
+
+    def join(self, session: Session) -> None:
+        """From the next pass on, ``session`` is given what follows `position`."""
+        self._audiences.add(session)
+
+    def leave(self, session: Session) -> None:
+        self._audiences.discard(session)
+
+    async def wait_for_room(self) -> None:
+        """Wait while publishers are too far ahead. No checkpoint if they are not."""
+        while self._backlog >= MAX_BACKLOG:
+            await self._passed.park()
+        self._backlog += 1
+
+    async def wait_past(self, position: int) -> None:
+        """Wait until all up to ``position`` was given out."""
+        while self.position < position or self._in_pass:
+            await self._passed.park()
+
+    _in_pass = False
+
+    async def run(self) -> None:
+        """Dispatch, for ever."""
+        while True:
+            await self._log.wait(self.position)
+            records = _up_to(PASS_BYTES, await self._log.read(self.position, PASS_EVENTS))
+            await self._pass(records)
+            self._backlog = max(0, self._backlog - len(records))
+            self._passed.unpark_all()
+
+    async def _pass(self, records: Sequence[Record]) -> None:
+        # What a session that joins during the pass has had or asks the log for; it is
+        # not among those served below, because each audience is taken as it is now.
+        missed = self.position < self._log.trimmed
+        self._in_pass = True
+        started = time.perf_counter()
+        if records:
+            self.position = records[-1].position
+        gap = Batch.control(gap_notice("trimmed", "", self._log)) if missed else None
+        now = trio.current_time()
+        turns = 0
+        for audience, heard in self._audiences.sort(records):
+            batch = Batch(heard)
+            for session in tuple(audience.sessions):
+                if gap is not None:
+                    self.gaps += 1
+                    session.deliver(gap, now)
+                session.deliver(batch, now)
+                turns += 1
+                if turns % YIELD_EVERY == 0:
+                    self.seconds += time.perf_counter() - started
+                    await trio.lowlevel.checkpoint()
+                    started = time.perf_counter()
+        self.events += len(records)
+        self.passes += 1
+        self.seconds += time.perf_counter() - started
+        self._in_pass = False
+
+    async def replay(self, session: Session, last_event_id: str) -> None:
+        """Give ``session`` what followed ``last_event_id``, in pages, then let it join.
+
+        What cannot be given is announced by an ``event: gap``. The session joins in
+        the same step in which it is found to have had all that the others have had:
+        there is no gap between replay and live, no duplicate, and nothing is held in
+        memory meanwhile.
+        """
+        log = self._log
+        cursor = Cursor.parse(last_event_id)
+        if cursor is None or cursor.epoch != log.epoch or cursor.position > log.newest:
+            self.gaps += 1
+            position = log.trimmed
+            await session.deliver_paced(
+                Batch.control(gap_notice("epoch", last_event_id, log))
+            )
+        else:
+            position = cursor.position
+            await self.wait_past(position)
+        while True:
+            if position < log.trimmed:
+                self.gaps += 1
+                position = log.trimmed
+                await session.deliver_paced(
+                    Batch.control(gap_notice("trimmed", last_event_id, log))
+                )
+                continue
+            if position >= self.position:
+                self.join(session)
+                return
+            records = await log.read(position, PASS_EVENTS)
+            if position < log.trimmed:
+                continue
+            end = self.position
+            taken = _up_to(PASS_BYTES, [r for r in records if r.position <= end])
+            position = taken[-1].position if taken else end
+            heard = [r for r in taken if _concerns(r, session.topics)]
+            if heard:
+                await session.deliver_paced(Batch(heard))
+                self.replayed += len(heard)
+
+
+def _concerns(record: Record, topics: Topics) -> bool:
+    return topics is None or not topics.isdisjoint(record.topics)
+
+
+def _up_to(size: int, records: Sequence[Record]) -> Sequence[Record]:
+    """As many of the first ``records`` as have ``size`` bytes, and at least one."""
+    total = 0
+    for index, record in enumerate(records):
+        total += len(record.data)
+        if total > size and index:
+            return records[:index]
+    return records
+
+
+def gap_notice(why: str, last_event_id: str, log: EventLog) -> bytes:
+    """``event: gap``: something was missed, and this is where the stream goes on.
+
+    Its id is that place: a client that loses the connection now is not told again.
+    """
+    resumed_after = str(Cursor(log.epoch, log.trimmed))
+    data = {
+        "reason": why,
+        "last_event_id": last_event_id,
+        "resumed_after": resumed_after,
+        "newest": str(Cursor(log.epoch, log.newest)),
+    }
+    return encode(Event(json.dumps(data), type="gap", id=resumed_after))

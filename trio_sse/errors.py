@@ -1,0 +1,55 @@
+"""What can go wrong, split by whose fault it is.
+
+Yours: `RuntimeError`, `ValueError`, `TypeError`, with the wrong call and the right one.
+The peer's: `EventTooLarge` (in `trio_sse.wire`).
+Nobody's, things simply end: `SessionEnded`, `HubClosed`. Said on purpose: `Refused`.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+
+@final
+class Refused(Exception):
+    """Raise this in a register hook, or in ``authorize``, to turn a request down.
+
+    The client gets a proper HTTP error, before any 200.
+
+    Args:
+        status: the HTTP status, 400 to 599.
+        text: what to tell the client.
+        retry_after: seconds, for the ``Retry-After`` header.
+        headers: further response headers.
+    """
+
+    def __init__(
+        self,
+        status: int = 403,
+        text: str = "refused",
+        *,
+        retry_after: int | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(
+                f"Refused({status}): a refusal is an HTTP error, 400 to 599, as in Refused(403)"
+            )
+        super().__init__(status, text)
+        self.status = status
+        self.text = text
+        self.retry_after = retry_after
+        self.headers = headers
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.text}"
+
+
+@final
+class SessionEnded(Exception):
+    """The session to send to has ended; ``session.end_reason`` says why."""
+
+
+@final
+class HubClosed(Exception):
+    """The hub is not open: not yet, not any more, or because it failed (see ``__cause__``)."""

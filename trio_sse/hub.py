@@ -1,0 +1,507 @@
+"""The hub: the parent nursery, who is registered, who hears what.
+
+Everything that a hub runs is in one nursery: a dispatcher, a keeper, and the sessions.
+Leaving the hub cancels it; draining does so in good order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType, TracebackType
+from typing import Final, Literal, final
+
+import trio
+
+from ._keeper import Keeper
+from .dispatch import Dispatcher
+from .errors import HubClosed, Refused
+from .hooks import Hooks
+from .log import EventLog, MemoryLog
+from .outbox import OutboxLimits, OutboxReceiveEnd, Tally
+from .session import EndReason, Handler, Request, Session
+from .wire import Event, encode
+
+logger = logging.getLogger("trio_sse")
+
+DEFAULT_TOPIC: Final = "default"
+
+HubState = Literal["new", "open", "draining", "closed"]
+
+_RETRY_AFTER: Final = 5
+"""Seconds that a refused client is asked to wait."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubLimits:
+    """What a hub bounds, beside each outbox.
+
+    Args:
+        max_sessions: in all; the next one is refused with 503.
+        max_sessions_per_client: from one address; the next one is refused with 429.
+        max_topics: that one session may name.
+        max_age: seconds after which a session is ended (``deadline``); the client
+            reconnects and resumes.
+        max_idle: seconds without an event after which a session is ended.
+        keep_alive: seconds without a write after which a session gets a comment, so
+            that proxies and dead peers are noticed; ``None`` for never.
+
+    Raises:
+        ValueError: for anything not positive.
+    """
+
+    max_sessions: int | None = None
+    max_sessions_per_client: int | None = None
+    max_topics: int = 256
+    max_age: float | None = None
+    max_idle: float | None = None
+    keep_alive: float | None = 15.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(
+                    f"HubLimits({name}={value}): a positive, finite number, "
+                    f"or None to have no such limit, as in HubLimits({name}=None)"
+                    if name != "max_topics"
+                    else f"HubLimits(max_topics={value}): at least 1"
+                )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubStatistics:
+    """What a hub is doing, and has done since it was opened.
+
+    Attributes:
+        state: ``"new"``, ``"open"``, ``"draining"``, ``"closed"``.
+        sessions: registered now.
+        registered: how many ever were.
+        unregistered: how many are not any more, by `EndReason.kind`.
+        refused: turned down before they registered.
+        published: events, by this hub's own `Hub.publish`.
+        dispatched: events, whoever published them.
+        delivered: events handed to a client's connection, each counted once per session.
+        delivered_bytes: and how many bytes, comments and notices included.
+        dropped: events lost to overflow policies, likewise.
+        replayed: events that sessions got from the log, likewise.
+        gaps: sessions that were told of a gap in what they missed.
+        dispatch_passes: times that the dispatcher went round.
+        dispatch_seconds: time it spent.
+    """
+
+    state: HubState
+    sessions: int
+    registered: int
+    unregistered: Mapping[str, int]
+    refused: int
+    published: int
+    dispatched: int
+    delivered: int
+    delivered_bytes: int
+    dropped: int
+    replayed: int
+    gaps: int
+    dispatch_passes: int
+    dispatch_seconds: float
+
+
+@final
+class Hub:
+    """Sessions, and what is published to them. Configure it, then open it, once::
+
+        hub = trio_sse.Hub()
+        async with hub:
+            await hub.publish(Event("hello"))
+
+    Leaving the ``async with`` ends every session as ``cancelled`` and waits for their
+    unregister hooks; `drain` first to say goodbye. Two hubs know nothing of each other.
+
+    Args:
+        log: where events are kept for those who come back; by default a `MemoryLog`.
+        hooks: what to call when sessions come and go.
+        limits: on sessions and their ages.
+        outbox: the bounds and the overflow policy of each session, unless
+            `open_session` is given others.
+        rng: for jitter; pass a seeded one to make tests repeatable.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: EventLog | None = None,
+        hooks: Hooks | None = None,
+        limits: HubLimits | None = None,
+        outbox: OutboxLimits | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.log: EventLog = MemoryLog() if log is None else log
+        self.hooks = Hooks() if hooks is None else hooks
+        self.limits = HubLimits() if limits is None else limits
+        self.outbox = OutboxLimits() if outbox is None else outbox
+        self._rng = random.Random() if rng is None else rng
+        self._state: HubState = "new"
+        self._failure: BaseException | None = None
+        self._whole: AbstractAsyncContextManager[None] | None = None
+        # The parent nursery: cancelled once, and every session with it. The outer one
+        # holds it, the task that drains it, and the body of the `async with`.
+        self._nursery: trio.Nursery | None = None
+        self._outer: trio.Nursery | None = None
+        self._drain_begun = trio.Event()
+        self._closed = trio.Event()
+        # Registered sessions by id. Changed by `_registered` and `_unregistered` only.
+        self._sessions: dict[str, Session] = {}
+        # Sessions whose task is not over, registered or not.
+        self._alive: dict[Session, None] = {}
+        self._alive_per_client: Counter[str] = Counter()
+        # What requests receive from, until each is done with it.
+        self._receive_ends: dict[OutboxReceiveEnd, None] = {}
+        self._requests_done = trio.lowlevel.ParkingLot()
+        self._dispatcher = Dispatcher(self.log)
+        self._keeper = Keeper(self.limits.keep_alive, self.limits.max_idle, self._sessions)
+        self._tally = Tally()
+        self._published = 0
+        self._refused = 0
+        self._registered_count = 0
+        self._unregistered_counts: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<Hub {self._state}, {len(self._sessions)} sessions, {self.log!r}>"
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        """The registered sessions by id; a live, read-only view."""
+        return MappingProxyType(self._sessions)
+
+    @property
+    def state(self) -> HubState:
+        return self._state
+
+    def statistics(self) -> HubStatistics:
+        dispatcher, tally = self._dispatcher, self._tally
+        return HubStatistics(
+            state=self._state,
+            sessions=len(self._sessions),
+            registered=self._registered_count,
+            unregistered=dict(self._unregistered_counts),
+            refused=self._refused,
+            published=self._published,
+            dispatched=dispatcher.events,
+            delivered=tally.delivered,
+            delivered_bytes=tally.delivered_bytes,
+            dropped=tally.dropped,
+            replayed=dispatcher.replayed,
+            gaps=dispatcher.gaps,
+            dispatch_passes=dispatcher.passes,
+            dispatch_seconds=dispatcher.seconds,
+        )
+
+    # Opening and closing.
+
+    async def __aenter__(self) -> Hub:
+        if self._state != "new" or self._whole is not None:
+            raise RuntimeError(
+                "a hub is opened once: make another, as in `async with trio_sse.Hub() as hub`"
+            )
+        self._whole = self._opened()
+        await self._whole.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool | None:
+        assert self._whole is not None
+        return await self._whole.__aexit__(exc_type, exc, tb)
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as self._outer:
+            await self._outer.start(self._run)
+            try:
+                yield
+            finally:
+                self._outer.cancel_scope.cancel(reason="the hub was left")
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with self.log, trio.open_nursery() as self._nursery:
+                self._dispatcher.position = self.log.newest
+                self._nursery.start_soon(self._dispatcher.run, name="trio_sse dispatcher")
+                self._nursery.start_soon(self._keeper.run, name="trio_sse keeper")
+                self._state = "open"
+                task_status.started()
+        except BaseException as exc:
+            if not isinstance(exc, trio.Cancelled):
+                self._failure = exc
+            raise
+        finally:
+            self._state = "closed"
+            self._closed.set()
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing of the hub runs any more: drained, left, or failed."""
+        await self._closed.wait()
+
+    def check_open(self) -> None:
+        """Do nothing if sessions and events are accepted.
+
+        Raises:
+            HubClosed: not open yet, not any more, or failed, which then is the cause.
+        """
+        if self._state in ("open", "draining"):
+            return
+        if self._failure is not None:
+            raise HubClosed("the hub has failed; open a new one") from self._failure
+        raise HubClosed(
+            "the hub is not open yet: publish inside `async with hub:`"
+            if self._state == "new"
+            else "the hub is closed"
+        )
+
+    # What the application asks for.
+
+    async def publish(self, event: Event, topic: str | Iterable[str] = DEFAULT_TOPIC) -> str:
+        """Append ``event`` to the log, from where it goes to all who subscribe to ``topic``.
+
+        Waits while the dispatcher is more than a thousand events behind. If cancelled,
+        what `EventLog.append` says.
+
+        Args:
+            event: with data, and without an id: its id is its place in the log.
+            topic: one or several; who subscribes to any of them gets the event, once.
+
+        Returns:
+            The event's id.
+
+        Raises:
+            HubClosed: the hub is not open.
+            ValueError: the event has an id or no data, or there is no topic.
+        """
+        if event.id is not None:
+            raise ValueError(
+                f"hub.publish(Event(id={event.id!r})): the log numbers what is published; "
+                "leave id out, or send to one session with session.send(event)"
+            )
+        if event.data is None:
+            raise ValueError(
+                f"hub.publish({event}): without data it would reach no listener; "
+                'for an empty event write Event("")'
+            )
+        topics = (topic,) if isinstance(topic, str) else tuple(dict.fromkeys(topic))
+        if not topics:
+            raise ValueError('hub.publish(event, []): to which topic? As in publish(event, "news")')
+        self.check_open()
+        await self._dispatcher.wait_for_room()
+        self.check_open()
+        event_id = await self.log.append(event, topics)
+        self._published += 1
+        return event_id
+
+    def end_all(self, reason: EndReason | str) -> int:
+        """End every session, for ``reason``; how many that were."""
+        alive = [session for session in self._alive if session.end_reason is None]
+        for session in alive:
+            session.end(reason)
+        return len(alive)
+
+    async def drain(self, grace: float = 10.0) -> None:
+        """Close the hub in good order: refuse, tell, flush, say goodbye, end.
+
+        New sessions are refused. Handlers that wait for `Session.draining` have half of
+        ``grace`` to finish. What was published goes out, then a ``retry:`` that is
+        different for each client, so that they do not all come back at once, and every
+        session ends as ``drained``. Clients have the rest of ``grace`` to take what is
+        theirs. Then the hub is closed: every unregister hook has run. Calling it again
+        waits for the same.
+
+        Whatever clients do, it takes ``grace`` seconds at most, and what unregister
+        hooks may take.
+
+        Args:
+            grace: seconds; 0 says goodbye only to those who listen right now.
+
+        Raises:
+            HubClosed: the hub was never opened.
+        """
+        if self._state == "new":
+            raise HubClosed("a hub that is not open has nothing to drain")
+        if self._state == "open":
+            self._state = "draining"
+            logger.info("draining %d sessions", len(self._alive))
+            # The hub's own task does it: who asked may be a session, and end by it.
+            assert self._outer is not None
+            self._outer.start_soon(self._drain, grace)
+        await self._closed.wait()
+
+    async def _drain(self, grace: float) -> None:
+        assert self._nursery is not None
+        deadline = trio.current_time() + grace
+        self._drain_begun.set()
+        with trio.move_on_after(grace / 2):
+            await trio.lowlevel.checkpoint()  # those who were told have heard it
+            for session in list(self._alive):
+                if session.awaits_drain:
+                    await session.wait_ended()
+        with trio.CancelScope(deadline=deadline):
+            await self._dispatcher.wait_past(self.log.newest)
+        self._say_goodbye()
+        with trio.CancelScope(deadline=deadline):
+            while self._receive_ends:
+                await self._requests_done.park()
+        for receive_end in list(self._receive_ends):
+            receive_end.close()
+        self._nursery.cancel_scope.cancel(reason="drained")
+
+    def _say_goodbye(self) -> None:
+        # At five hundred a second they can all be served again.
+        spread = min(30_000, max(2_000, 2 * len(self._alive)))
+        for session in list(self._alive):
+            retry = self._rng.randrange(1_000, 1_000 + spread)
+            session.deliver_control(encode(Event(retry=retry, comment="draining")))
+            session.end(EndReason.DRAINED)
+
+    # Sessions.
+
+    @asynccontextmanager
+    async def open_session(
+        self,
+        request: Request,
+        *,
+        topics: Iterable[str] | None = None,
+        handler: Handler | None = None,
+        outbox: OutboxLimits | None = None,
+        resume: bool = True,
+    ) -> AsyncIterator[tuple[Session, OutboxReceiveEnd]]:
+        """Accept a client: for who writes an endpoint of their own.
+
+        Entering waits until the session has registered; from then on it misses nothing.
+        Leaving closes the receive end and ends the session as ``client-left``, unless
+        it has ended already. The session's task is the hub's: it may outlive this.
+
+        Args:
+            topics: what to subscribe to; ``None`` is everything, ``()`` is nothing.
+            handler: runs in the session's nursery; its return ends the session.
+                Without one the session lives on what is published.
+            outbox: other bounds than the hub's.
+            resume: replay what followed the request's last event ID. Pass ``False``
+                if the handler sends ids of its own.
+
+        Raises:
+            Refused: the hub is full or drains, or a register hook said so.
+            HubClosed: the hub is not open.
+            Exception: what a register hook raised.
+        """
+        session = self._admit(request, topics, outbox)
+        receive_end = session.receive_end
+        self._receive_ends[receive_end] = None
+        try:
+            self._start(session, handler, request.last_event_id if resume else "")
+            await session.wait_open()
+            yield session, receive_end
+        finally:
+            session.end(EndReason.CLIENT_LEFT)
+            receive_end.close()
+            del self._receive_ends[receive_end]
+            if not self._receive_ends:
+                self._requests_done.unpark_all()
+
+    def _admit(
+        self, request: Request, topics: Iterable[str] | None, outbox: OutboxLimits | None
+    ) -> Session:
+        self.check_open()
+        wanted = None if topics is None else frozenset(topics)
+        try:
+            self._check_limits(request, wanted)
+        except Refused:
+            self._refused += 1
+            raise
+        return Session._create(
+            request,
+            topics=wanted,
+            limits=self.outbox if outbox is None else outbox,
+            tally=self._tally,
+            drain_begun=self._drain_begun,
+        )
+
+    def _check_limits(self, request: Request, topics: frozenset[str] | None) -> None:
+        limits = self.limits
+        if self._state == "draining":
+            raise Refused(503, "the server is shutting down", retry_after=_RETRY_AFTER)
+        if topics is not None and len(topics) > limits.max_topics:
+            raise Refused(400, f"{len(topics)} topics; at most {limits.max_topics} are allowed")
+        if limits.max_sessions is not None and len(self._alive) >= limits.max_sessions:
+            raise Refused(503, "no room for more sessions", retry_after=_RETRY_AFTER)
+        if (
+            limits.max_sessions_per_client is not None
+            and request.client is not None
+            and self._alive_per_client[request.client] >= limits.max_sessions_per_client
+        ):
+            raise Refused(429, "too many sessions from this address", retry_after=_RETRY_AFTER)
+
+    def _start(self, session: Session, handler: Handler | None, last_event_id: str) -> None:
+        """Start the session's task. What is counted here is uncounted when it is over."""
+        assert self._nursery is not None
+        client = session.request.client
+        self._alive[session] = None
+        if client is not None:
+            self._alive_per_client[client] += 1
+
+        async def main(session: Session) -> None:
+            if last_event_id:
+                session.nursery.start_soon(self._dispatcher.replay, session, last_event_id)
+            await (trio.sleep_forever() if handler is None else handler(session))
+
+        async def whole_life() -> None:
+            try:
+                await session.run(
+                    self.hooks,
+                    partial(self._registered, joins=not last_event_id),
+                    self._unregistered,
+                    main,
+                    math.inf if self.limits.max_age is None else self.limits.max_age,
+                )
+            finally:
+                del self._alive[session]
+                if client is not None:
+                    self._alive_per_client[client] -= 1
+                    if not self._alive_per_client[client]:
+                        del self._alive_per_client[client]
+
+        self._nursery.start_soon(whole_life, name=f"session {session.short_id}")
+
+    def _registered(self, session: Session, *, joins: bool) -> None:
+        self._sessions[session.id] = session
+        self._registered_count += 1
+        if joins:  # otherwise it does when it has had what it missed
+            self._dispatcher.join(session)
+        self._keeper.watch(session)
+        logger.info(
+            "session %s registered from %s for %s",
+            session.short_id,
+            session.request.client,
+            "all topics" if session.topics is None else sorted(session.topics),
+        )
+
+    def _unregistered(self, session: Session, reason: EndReason) -> None:
+        del self._sessions[session.id]
+        self._unregistered_counts[reason.kind] += 1
+        self._dispatcher.leave(session)
+        counts = session.statistics()
+        logger.info(
+            "session %s ended: %s, after %.1f s and %d events",
+            session.short_id,
+            reason,
+            counts.age,
+            counts.sent_events + counts.queued_events,
+        )

@@ -97,7 +97,8 @@ def tests(session: nox.Session) -> None:
     session.install(str(wheel), *group("test"))
     args = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
     args += ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
-    args += from_root(session.posargs) if session.posargs else [str(ROOT / "tests")]
+    args += ["--timeout", "120"]  # seconds: a hang is a failure with a traceback
+    args += from_root(session.posargs)
     # A directory without sources in it: neither pytest nor a process that a test starts
     # can import the package from the current directory.
     run_dir = Path(session.cache_dir, "run", session.name)
@@ -148,7 +149,9 @@ def coverage_files(session_name: str) -> list[Path]:
 
 def from_root(args: list[str]) -> list[str]:
     """pytest's arguments as they would be if it ran in the project's directory."""
-    return [str(ROOT / arg) if (ROOT / arg.split("::")[0]).exists() else arg for arg in args]
+    paths = [arg for arg in args if (ROOT / arg.split("::")[0]).exists()]
+    others = [arg for arg in args if arg not in paths]
+    return [*others, *(str(ROOT / path) for path in paths or ["tests"])]
 
 
 def package_files() -> set[str]:

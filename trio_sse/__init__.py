@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._access import Access as Access
+from .asgi import Endpoint as Endpoint
 from .errors import HubClosed as HubClosed
 from .errors import Refused as Refused
 from .errors import SessionEnded as SessionEnded

@@ -398,9 +398,8 @@ class Hub:
                 if the handler sends ids of its own.
 
         Raises:
-            Refused: the hub is full or drains, or a register hook said so.
+            Refused: the hub is full or drains, or a register hook said so or failed.
             HubClosed: the hub is not open.
-            Exception: what a register hook raised.
         """
         session = self._admit(request, topics, outbox)
         receive_end = session.receive_end

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 import trio
 
 from ._construct import NoPublicConstructor
-from .errors import HubClosed, SessionEnded
+from .errors import HubClosed, Refused, SessionEnded
 from .hooks import Hooks, collect
 from .log import Record
 from .outbox import Batch, OutboxLimits, OutboxReceiveEnd, OutboxSendEnd, Tally, open_outbox
@@ -86,6 +86,8 @@ class Request:
     """The request that asks for an event stream, as far as a session needs it.
 
     Attributes:
+        method: ``"GET"`` for a subscription; ``"POST"`` where ``authorize`` is asked
+            about publishing.
         path: percent-decoded.
         query_string: as it came.
         raw_headers: name (lower case) and value, in order, as they came.
@@ -95,6 +97,7 @@ class Request:
         identity: whatever ``authorize`` returned.
     """
 
+    method: str = "GET"
     path: str = "/"
     query_string: str = ""
     raw_headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -344,8 +347,7 @@ class Session(metaclass=NoPublicConstructor):
             with trio.CancelScope() as protected:
                 await hooks.around_session(self, partial(live, protected), protected)
         except Exception as exc:
-            self.refusal = exc
-            self.end(EndReason("refused", str(exc)))
+            await self._refuse(hooks, exc)
         finally:
             if self._phase == "opening" and self.refusal is None:
                 self.refusal = HubClosed("the hub was closed while the session registered")
@@ -355,6 +357,17 @@ class Session(metaclass=NoPublicConstructor):
             self._opened.set()
             if self._over is not None:
                 self._over.set()
+
+    async def _refuse(self, hooks: Hooks, failure: Exception) -> None:
+        """Registration failed, on purpose or not; the client is told the proper amount."""
+        if isinstance(failure, Refused):
+            self.refusal = failure
+        else:
+            self.refusal = Refused(500, "the session could not be registered")
+            self.refusal.__cause__ = failure
+            with trio.CancelScope(shield=True):  # bounded: hooks are
+                await hooks.error(self, failure)
+        self.end(EndReason("refused", str(self.refusal)))
 
     async def _live(
         self,
@@ -416,7 +429,7 @@ class Session(metaclass=NoPublicConstructor):
 
         Raises:
             HubClosed: the hub was closed meanwhile.
-            Exception: what a register hook raised, `Refused` in particular.
+            Refused: a register hook said so, or failed.
         """
         await self._opened.wait()
         if self.refusal is not None:

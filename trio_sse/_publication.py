@@ -1,0 +1,127 @@
+"""What a publisher may POST: a form or a JSON object, into an event and its topics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, final
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from .errors import Refused
+from .hub import DEFAULT_TOPIC
+from .wire import Event
+
+_FIELDS: Final = ("topic", "data", "type", "retry")
+_MAX_FORM_FIELDS: Final = 1000
+_JSON: Final = "application/json"
+_FORM: Final = "application/x-www-form-urlencoded"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """An event, and what it is published to."""
+
+    event: Event
+    topics: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, content_type: str, body: bytes) -> Publication:
+        """What ``body`` says.
+
+        Raises:
+            Refused: 415 for another content type, 400 for anything wrong in it.
+        """
+        kind = content_type.partition(";")[0].strip().lower()
+        if kind == _JSON:
+            fields = _from_json(body)
+        elif kind == _FORM:
+            fields = _from_form(body)
+        else:
+            raise Refused(
+                415,
+                f"publish as {_JSON} or {_FORM}, not as {kind or 'nothing in particular'}",
+                headers=(("accept", f"{_JSON}, {_FORM}"),),
+            )
+        return cls._from_fields(fields)
+
+    @classmethod
+    def _from_fields(cls, fields: Mapping[str, Any]) -> Publication:
+        unknown = sorted(set(fields) - set(_FIELDS))
+        if unknown:
+            hint = " (the server numbers events itself)" if unknown == ["id"] else ""
+            raise _bad(f"unknown field {unknown[0]!r}{hint}; known are {', '.join(_FIELDS)}")
+        if "data" not in fields:
+            raise _bad("the field 'data' is missing; it may be empty")
+        data = fields["data"]
+        if not isinstance(data, str):
+            data = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        try:
+            event = Event(
+                data, type=_text(fields, "type") or "message", retry=_milliseconds(fields)
+            )
+        except ValueError as exc:
+            raise _bad(str(exc)) from exc
+        return cls(event, _topics(fields))
+
+
+def _from_json(body: bytes) -> Mapping[str, Any]:
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise _bad(f"the body is not JSON: {exc}") from exc
+    if not isinstance(fields, dict):
+        raise _bad('the body is not a JSON object; as in {"topic": "news", "data": "hello"}')
+    return fields
+
+
+def _from_form(body: bytes) -> Mapping[str, Any]:
+    try:
+        pairs = parse_qsl(
+            body.decode(),
+            keep_blank_values=True,
+            strict_parsing=bool(body),
+            max_num_fields=_MAX_FORM_FIELDS,
+            errors="strict",
+        )
+    except ValueError as exc:
+        raise _bad(f"the body is not a form in UTF-8: {exc}") from exc
+    fields: dict[str, Any] = {"topic": [value for name, value in pairs if name == "topic"]}
+    for name, value in pairs:
+        if name == "topic":
+            continue
+        if name in fields:
+            raise _bad(f"the field {name!r} comes twice")
+        fields[name] = value
+    return fields
+
+
+def _topics(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    topic = fields.get("topic", [])
+    topics = [topic] if isinstance(topic, str) else topic
+    if not isinstance(topics, list) or not all(isinstance(each, str) for each in topics):
+        raise _bad("'topic' is a string or a list of strings")
+    return tuple(topics) or (DEFAULT_TOPIC,)
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name) or ""
+    if not isinstance(value, str):
+        raise _bad(f"{name!r} is a string")
+    return value
+
+
+def _milliseconds(fields: Mapping[str, Any]) -> int | None:
+    value = fields.get("retry")
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise _bad("'retry' is a whole number of milliseconds, not negative")
+
+
+def _bad(text: str) -> Refused:
+    return Refused(400, text)

@@ -1,0 +1,361 @@
+"""The HTTP face of a hub: an ASGI application for one URL.
+
+``GET`` subscribes, ``POST`` publishes (where that is allowed). It runs alone, under
+``hypercorn -k trio module:app``, or mounted in a framework that runs on Trio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol, final
+
+import trio
+
+from ._access import Access
+from ._publication import Publication
+from ._respond import (
+    ClientGone,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    respond,
+    respond_json,
+    respond_problem,
+)
+from .errors import HubClosed, Refused
+from .hub import Hub
+from .outbox import OutboxLimits, OutboxReceiveEnd, Writer
+from .session import EndReason, Handler, Request, Session
+
+DIRECT: Final = "trio_sse.direct"
+"""The scope extension by which a server offers `DirectConnection`."""
+SERVER: Final = "trio_sse.server"
+"""The scope extension by which a server asks to be told of the hubs it serves."""
+
+_STREAM_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx holds responses back otherwise
+)
+
+Topics = Callable[[Request], Iterable[str] | None]
+
+
+class DirectConnection(Writer, Protocol):
+    """A plain HTTP/1.1 connection whose response body may be written past ASGI.
+
+    Attributes:
+        send: the ASGI ``send`` it belongs to. Middleware that wraps ``send`` may change
+            what is sent, so it is used only if nothing does.
+    """
+
+    send: Send
+
+    async def send_all(self, framed: bytes) -> None:
+        """Write what `Writer.write` left over or `Writer.frame` made, waiting for room.
+
+        Raises:
+            OSError: the connection is lost.
+        """
+        ...
+
+
+class HubServer(Protocol):
+    """A server that drains hubs before it stops."""
+
+    def serves(self, hub: Hub) -> None: ...
+
+
+def topics_from_query(request: Request) -> Iterable[str] | None:
+    """``?topic=a&topic=b``; everything if there is none."""
+    return request.query.get("topic")
+
+
+@final
+class Endpoint:
+    """An ASGI application that subscribes clients to ``hub``, at whatever path it is put.
+
+    As an application of its own it opens the hub at start-up (ASGI lifespan). Mounted,
+    it gets no lifespan: open the hub in the framework's.
+
+    Args:
+        hub: where sessions live.
+        handler: runs for each session; without one, sessions live on what is published.
+        topics: what a request subscribes to; by default `topics_from_query`.
+        access: who may do what.
+        publish: whether ``POST`` publishes to the hub.
+        resume: replay from the hub's log what followed the client's last event ID. Pass
+            ``False`` if the handler sends ids of its own.
+        retry: the reconnection time that each stream begins with, in milliseconds;
+            ``None`` leaves it to the client. It undoes the jittered one of a drain.
+        outbox: other bounds and overflow policy than the hub's.
+        max_body: bytes that a publisher may send at once.
+        body_timeout: seconds that it may take.
+
+    Raises:
+        ValueError: for a bound that is not positive.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        handler: Handler | None = None,
+        *,
+        topics: Topics = topics_from_query,
+        access: Access | None = None,
+        publish: bool = False,
+        resume: bool = True,
+        retry: int | None = 2000,
+        outbox: OutboxLimits | None = None,
+        max_body: int = 1 << 20,
+        body_timeout: float = 10.0,
+    ) -> None:
+        if max_body < 1 or not 0 < body_timeout < math.inf:
+            raise ValueError(
+                f"Endpoint(max_body={max_body}, body_timeout={body_timeout}): both are bounds, "
+                "in bytes and seconds, as in Endpoint(hub, max_body=65536, body_timeout=10)"
+            )
+        self.hub = hub
+        self.access = Access() if access is None else access
+        self._handler = handler
+        self._topics = topics
+        self._may_publish = publish
+        self._resume = resume
+        self._outbox = outbox
+        self._max_body = max_body
+        self._body_timeout = body_timeout
+        # Sent at once: proxies and clients then know that the stream is there.
+        self._greeting = b":\n\n" if retry is None else f"retry: {retry}\n\n".encode()
+        self._methods = "GET, HEAD, OPTIONS" + (", POST" if publish else "")
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self._methods} of {self.hub!r}>"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry point."""
+        if scope["type"] == "lifespan":
+            await run_lifespan(self.hub, receive, send)
+        elif scope["type"] == "http":
+            await self.answer(scope, receive, send)
+        else:
+            raise RuntimeError(
+                f"trio_sse.Endpoint speaks http, not {scope['type']!r}: "
+                "route only HTTP requests to it"
+            )
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request, whatever happens."""
+        server = scope.get("extensions", {}).get(SERVER)
+        if server is not None:
+            server.serves(self.hub)
+        request = request_from_scope(scope)
+        cors = self.access.cors_headers(request.headers.get("origin"))
+        try:
+            await self._answer(scope, request, receive, send, cors)
+        except Refused as refusal:
+            await respond_problem(send, refusal, headers=cors, head=scope["method"] == "HEAD")
+        except HubClosed as exc:
+            refusal = Refused(503, str(exc), retry_after=5)
+            await respond_problem(send, refusal, headers=cors, head=scope["method"] == "HEAD")
+        except ClientGone:
+            pass  # there is nobody to answer
+
+    async def _answer(
+        self, scope: Scope, request: Request, receive: Receive, send: Send, cors: Headers
+    ) -> None:
+        method = scope["method"]
+        if method in ("GET", "HEAD"):
+            check_accept(request.headers.get("accept", ""), "text/event-stream")
+            request = await self.access.check(scope, request)
+            self.hub.check_open()
+            headers = [*_STREAM_HEADERS, *cors]
+            if method == "HEAD":
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body"})
+            else:
+                await self._subscribe(scope, request, receive, send, headers)
+        elif method == "POST" and self._may_publish:
+            request = await self.access.check(scope, request)
+            await self._publish(request, receive, send, cors)
+        elif method == "OPTIONS":
+            self.access.check_host(scope, request.headers.get("host", ""))
+            allow = (b"allow", self._methods.encode())
+            preflight = self.access.preflight_headers(self._methods) if cors else []
+            await respond(send, 204, headers=[allow, *cors, *preflight])
+        else:
+            raise Refused(
+                405, f"{method} is not for here; try one of {self._methods}",
+                headers=(("allow", self._methods),),
+            )
+
+    # Publishing.
+
+    async def _publish(
+        self, request: Request, receive: Receive, send: Send, cors: Headers
+    ) -> None:
+        if self.hub.state == "draining":
+            raise Refused(503, "the server is shutting down", retry_after=5)
+        declared = request.headers.get("content-length", "0")
+        if declared.isdigit() and len(declared) < 20 and int(declared) > self._max_body:
+            raise Refused(413, f"the body is larger than {self._max_body} bytes")
+        body = await read_body(receive, limit=self._max_body, timeout=self._body_timeout)
+        publication = Publication.parse(request.headers.get("content-type", ""), body)
+        event_id = await self.hub.publish(publication.event, publication.topics)
+        await respond_json(send, 201, {"id": event_id}, headers=cors)
+
+    # Subscribing.
+
+    async def _subscribe(
+        self, scope: Scope, request: Request, receive: Receive, send: Send, headers: Headers
+    ) -> None:
+        async with self.hub.open_session(
+            request,
+            topics=self._topics(request),
+            handler=self._handler,
+            outbox=self._outbox,
+            resume=self._resume,
+        ) as (session, receive_end):
+            try:
+                await self._stream(scope, session, receive_end, receive, send, headers)
+            except BaseException:
+                # Not the client's leaving, which is absorbed below: the server's, or a defect.
+                session.end(EndReason.CANCELLED)
+                raise
+
+    async def _stream(
+        self,
+        scope: Scope,
+        session: Session,
+        receive_end: OutboxReceiveEnd,
+        receive: Receive,
+        send: Send,
+        headers: Headers,
+    ) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await wait_disconnected(receive)
+                session.end(EndReason.CLIENT_LEFT)
+                nursery.cancel_scope.cancel(reason="the client left")
+
+            nursery.start_soon(watch)
+            await send(_body(self._greeting))
+            direct = _direct_connection(scope, send)
+            try:
+                if direct is None:
+                    await _carry(receive_end, lambda data: send(_body(data)))
+                else:
+                    receive_end.write_directly(direct)
+                    await _carry(receive_end, direct.send_all)
+            except OSError:
+                session.end(EndReason.CLIENT_LEFT)
+            else:
+                # A server may report the disconnect before this send returns: the
+                # watcher must not cancel it. It ends by itself or with the connection.
+                with trio.CancelScope(shield=True):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            nursery.cancel_scope.cancel(reason="the response is complete")
+
+
+async def _carry(
+    receive_end: OutboxReceiveEnd, write: Callable[[bytes], Any]
+) -> None:
+    """Move bytes from the session to the client, until the session has ended."""
+    while True:
+        try:
+            data = await receive_end.receive()
+        except (trio.EndOfChannel, trio.ClosedResourceError):
+            return
+        await write(data)
+
+
+def _body(data: bytes) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": True}
+
+
+def _direct_connection(scope: Scope, send: Send) -> DirectConnection | None:
+    direct: DirectConnection | None = scope.get("extensions", {}).get(DIRECT)
+    if direct is None or direct.send is not send or scope.get("http_version") != "1.1":
+        return None
+    return direct
+
+
+async def wait_disconnected(receive: Receive) -> None:
+    """Take the request's body, which nobody wants, and wait until the client leaves."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def request_from_scope(scope: Scope) -> Request:
+    """What a session needs to know of an ASGI HTTP scope."""
+    raw_headers = tuple((bytes(name).lower(), bytes(value)) for name, value in scope["headers"])
+    client = scope.get("client")
+    request = Request(
+        method=scope["method"],
+        path=scope["path"],
+        query_string=scope.get("query_string", b"").decode("latin-1"),
+        raw_headers=raw_headers,
+        client=client[0] if client else None,
+        last_event_id=_last_event_id(scope, raw_headers),
+    )
+    return request
+
+
+def _last_event_id(scope: Scope, raw_headers: Iterable[tuple[bytes, bytes]]) -> str:
+    for name, value in raw_headers:
+        if name == b"last-event-id":
+            return value.decode("utf-8", "replace")
+    query = scope.get("query_string", b"")
+    if b"last-event-id" not in query:
+        return ""
+    values = Request(query_string=query.decode("latin-1")).query.get("last-event-id", [""])
+    return values[0]
+
+
+def check_accept(accept: str, content_type: str) -> None:
+    """Check that a client which says what it accepts accepts ``content_type``.
+
+    Raises:
+        Refused: 406.
+    """
+    main, _, _ = content_type.partition("/")
+    ranges = ["*/*", f"{main}/*", content_type]
+    best = -1  # the most specific range that matches decides (RFC 9110, 12.5.1)
+    accepted = not accept.strip()
+    for item in accept.split(","):
+        name, *parameters = (part.strip().lower() for part in item.split(";"))
+        if name in ranges and ranges.index(name) > best:
+            best = ranges.index(name)
+            accepted = not any(_is_zero_quality(parameter) for parameter in parameters)
+    if not accepted:
+        raise Refused(406, f"this is an event stream; accept {content_type} to have it")
+
+
+def _is_zero_quality(parameter: str) -> bool:
+    name, _, value = parameter.partition("=")
+    return name.strip() == "q" and value.strip().rstrip("0").rstrip(".") in ("", "0")
+
+
+async def run_lifespan(hub: Hub, receive: Receive, send: Send) -> None:
+    """Keep ``hub`` open from start-up to shutdown (ASGI lifespan).
+
+    If the hub fails meanwhile this raises, and the application answers 503.
+    """
+    await receive()
+    started = False
+    try:
+        async with hub:
+            started = True
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+    except Exception as exc:
+        if started:
+            raise
+        await send({"type": "lifespan.startup.failed", "message": f"the hub: {exc!r}"})
+        return
+    await send({"type": "lifespan.shutdown.complete"})

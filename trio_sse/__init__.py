@@ -19,6 +19,7 @@ from .session import EndReason as EndReason
 from .session import Request as Request
 from .session import Session as Session
 from .session import SessionStatistics as SessionStatistics
+from .server import serve as serve
 from .wire import Decoder as Decoder
 from .wire import Event as Event
 from .wire import EventTooLarge as EventTooLarge

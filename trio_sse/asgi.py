@@ -34,7 +34,7 @@ from .session import EndReason, Handler, Request, Session
 DIRECT: Final = "trio_sse.direct"
 """The scope extension by which a server offers `DirectConnection`."""
 SERVER: Final = "trio_sse.server"
-"""The scope extension by which a server asks to be told of the hubs it serves."""
+"""The key of the ASGI state under which a server asks to be told of the hubs it serves."""
 
 _STREAM_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"content-type", b"text/event-stream"),
@@ -137,6 +137,9 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry point."""
+        server = scope.get("state", {}).get(SERVER)
+        if server is not None:
+            server.serves(self.hub)
         if scope["type"] == "lifespan":
             await run_lifespan(self.hub, receive, send)
         elif scope["type"] == "http":
@@ -149,9 +152,6 @@ class Endpoint:
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request, whatever happens."""
-        server = scope.get("extensions", {}).get(SERVER)
-        if server is not None:
-            server.serves(self.hub)
         request = request_from_scope(scope)
         cors = self.access.cors_headers(request.headers.get("origin"))
         try:
@@ -252,6 +252,8 @@ class Endpoint:
                 else:
                     receive_end.write_directly(direct)
                     await _carry(receive_end, direct.send_all)
+            except TimeoutError:
+                session.end(EndReason.TOO_SLOW)
             except OSError:
                 session.end(EndReason.CLIENT_LEFT)
             else:

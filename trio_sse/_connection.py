@@ -1,0 +1,224 @@
+"""One accepted connection: Hypercorn's protocol on a stream, with every wait bounded.
+
+Hypercorn's own `TCPServer` sends under a shield that nothing ends, lets a protocol
+error out into the accept loop, and starts a task for each idle time-out. Here a send
+can be cancelled, which closes the connection; errors stay inside; and a connection
+only notes since when it waits, for one task of the server to look at.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, final
+
+import trio
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from ._respond import Receive, Scope, Send
+from .asgi import DIRECT
+from .hooks import collect
+from .outbox import Batch
+
+if TYPE_CHECKING:
+    import h11
+
+    from .server import Server
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+_RECEIVE_SIZE: Final = 1 << 16
+_SEND_PIECE: Final = 1 << 16
+"""Bytes; each has the send deadline to itself, so that a slow reader is not a stalled one."""
+
+
+class HTTP1Only(H11Protocol):
+    """HTTP/1.1 without the ways into HTTP/2, whose flow control Hypercorn does not pass on."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if event.http_version not in (b"1.0", b"1.1"):
+            await self._send_error_response(505)
+            raise ConnectionError("a client asked for HTTP/2, which is off")
+
+
+@final
+class DirectSocket:
+    """Writes a chunked response body to a socket, past ASGI: see `DirectConnection`."""
+
+    __slots__ = ("_socket", "_timeout", "send")
+
+    def __init__(self, sock: socket.socket, send: Send, timeout: float) -> None:
+        self._socket = sock
+        self._timeout = timeout
+        self.send = send
+
+    def write(self, batch: Batch) -> bytes:
+        framed = batch.framed
+        if framed is None:
+            framed = batch.framed = self.frame(batch.data)
+        try:
+            sent = self._socket.send(framed)
+        except OSError:
+            # No room, or no connection: `send_all`, which can wait, finds out which.
+            return framed
+        return framed[sent:]
+
+    def frame(self, data: bytes) -> bytes:
+        """``data`` as one chunk (RFC 9112, 7.1)."""
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    async def send_all(self, framed: bytes) -> None:
+        rest = memoryview(framed)
+        while rest:
+            try:
+                rest = rest[self._socket.send(rest) :]
+            except BlockingIOError:
+                await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        try:
+            with trio.move_on_after(self._timeout) as bound:
+                await trio.lowlevel.wait_writable(self._socket)
+        except (trio.ClosedResourceError, ValueError) as exc:
+            raise BrokenPipeError("the connection was closed meanwhile") from exc
+        if bound.cancelled_caught:
+            raise TimeoutError(f"the client took nothing for {self._timeout:g} s")
+
+
+@final
+class Connection:
+    """A client's connection, from accept to close.
+
+    Attributes:
+        idle_since: when it began to wait for a request, if it does.
+        sending_since: when it began to wait for the client to take a piece, if it does.
+    """
+
+    __slots__ = (
+        "_protocol",
+        "_send_lock",
+        "_server",
+        "_socket",
+        "_stream",
+        "_task_group",
+        "idle_since",
+        "sending_since",
+    )
+
+    def __init__(self, server: Server, sock: socket.socket, stream: Stream) -> None:
+        self._server = server
+        self._socket = sock
+        self._stream = stream
+        self._send_lock = trio.Lock()
+        self._task_group = TaskGroup()
+        self._protocol: ProtocolWrapper | H11Protocol
+        self.idle_since: float | None = trio.current_time()
+        self.sending_since: float | None = None
+
+    async def run(self) -> None:
+        """Serve the connection until it ends. Only cancellation comes out of here."""
+        failures: list[Exception] = []
+        try:
+            with collect(failures):
+                await self._serve()
+        finally:
+            self.cut()
+            for failure in failures:
+                if not isinstance(failure, (OSError, trio.BrokenResourceError)):
+                    await self._server.report(failure)
+
+    async def _serve(self) -> None:
+        alpn = "http/1.1"
+        if isinstance(self._stream, trio.SSLStream):
+            with trio.fail_after(self._server.config.ssl_handshake_timeout):
+                await self._stream.do_handshake()
+            alpn = self._stream.selected_alpn_protocol() or alpn
+        async with self._task_group:
+            self._protocol = self._make_protocol(alpn)
+            await self._protocol.initiate()
+            await self._read()
+        await self._finish()
+
+    def _make_protocol(self, alpn: str) -> ProtocolWrapper | H11Protocol:
+        server, sock = self._server, self._socket
+        ssl = isinstance(self._stream, trio.SSLStream)
+        make: Callable[..., Any] = HTTP1Only
+        if server.http2:
+            make = ProtocolWrapper
+        protocol: ProtocolWrapper | H11Protocol = make(
+            self._application if not ssl else server.application,
+            server.config,
+            server.context,
+            self._task_group,
+            ConnectionState(server.state.copy()),
+            ssl,
+            parse_socket_addr(sock.family, sock.getpeername()),
+            parse_socket_addr(sock.family, sock.getsockname()),
+            self._send,
+            *([alpn] if server.http2 else []),
+        )
+        return protocol
+
+    async def _application(
+        self, scope: Scope, receive: Receive, send: Send, *rest: Callable[..., Any]
+    ) -> None:
+        if scope["type"] == "http":
+            direct = DirectSocket(self._socket, send, self._server.send_timeout)
+            scope["extensions"][DIRECT] = direct
+        await self._server.application(scope, receive, send, *rest)
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                data = await self._stream.receive_some(_RECEIVE_SIZE)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                break
+            await self._protocol.handle(RawData(bytes(data)))
+            if not data:
+                break
+        await self._protocol.handle(Closed())
+
+    async def _send(self, event: Event) -> None:
+        """What Hypercorn's protocol calls to have its way with the connection."""
+        if isinstance(event, RawData):
+            async with self._send_lock:
+                await self._send_data(event.data)
+        elif isinstance(event, Closed):
+            await self._finish()
+            await self._protocol.handle(Closed())
+        elif isinstance(event, Updated):
+            self.idle_since = trio.current_time() if event.idle else None
+
+    async def _send_data(self, data: bytes) -> None:
+        try:
+            for start in range(0, len(data), _SEND_PIECE):
+                self.sending_since = trio.current_time()
+                await self._stream.send_all(data[start : start + _SEND_PIECE])
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._protocol.handle(Closed())
+        except BaseException:
+            self.cut()  # part of it may have gone: nothing sensible can follow
+            raise
+        finally:
+            self.sending_since = None
+
+    async def _finish(self) -> None:
+        """Say that no more will come, then close."""
+        try:
+            if isinstance(self._stream, trio.SocketStream):
+                await self._stream.send_eof()
+            await self._stream.aclose()
+        except (trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):
+            self.cut()
+
+    def cut(self) -> None:
+        """Close at once; whoever waits on the connection is told. Idempotent."""
+        stream = self._stream
+        if isinstance(stream, trio.SSLStream):
+            stream = stream.transport_stream
+        stream.socket.close()

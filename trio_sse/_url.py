@@ -84,6 +84,7 @@ def parse_url(text: str) -> Url:
             raise ValueError("it needs a scheme, http or https, and a host")
         port = parts.port
         host = _host(parts.hostname)
+        target = _target(parts)
     except ValueError as exc:
         raise ValueError(
             f"{text!r} is not a URL to connect to: {exc}; "
@@ -93,7 +94,7 @@ def parse_url(text: str) -> Url:
         scheme=scheme,
         host=host,
         port=DEFAULT_PORTS[scheme] if port is None else port,
-        target=_target(parts),
+        target=target,
         userinfo=unquote(parts.netloc.rpartition("@")[0]),
     )
 

@@ -278,8 +278,9 @@ class EventSource(metaclass=NoPublicConstructor):
         self._check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
         while self._state is not ReadyState.OPEN:
+            if self._exhausted:
+                raise SourceClosed(f"{self!r} has ended", for_good=True)
             await self._step()
-            self._check_open()
 
     def _check_open(self) -> None:
         if not self._entered:

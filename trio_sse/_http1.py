@@ -191,7 +191,10 @@ class Incoming:
             NetworkError: the connection broke; the body may be incomplete.
             ProtocolError: what came is not HTTP/1.1, or not in the coding announced.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._inflater is not None and self._inflater.more:
+            await trio.lowlevel.checkpoint()  # there may be a thousand times as much to come
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
         body = self._parsed()
         if not body and not self._ended:
             with translated(self.url):
@@ -274,6 +277,7 @@ class _Inflater:
             data = self._zlib.unused_data + data
             if data:
                 self._zlib = zlib.decompressobj(wbits=47)
+        self.more = False
         out = self._zlib.decompress(data, _SLICE)
         self.more = len(out) == _SLICE or bool(
             self._zlib.unused_data if self._zlib.eof else self._zlib.unconsumed_tail

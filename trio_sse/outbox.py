@@ -155,6 +155,10 @@ class _State:
         self.senders: trio.lowlevel.ParkingLot | None = None  # made when first needed
 
     def room_for(self, events: int, size: int) -> bool:
+        if self.limits.overflow == "drop-newest" and self.told_of_drops != self.dropped:
+            # Once something is missing all is, until the client has been told: one
+            # hole, at the place where it is announced.
+            return False
         return not self.queue or (
             self.events + events <= self.limits.max_events
             and self.bytes + size <= self.limits.max_bytes
@@ -222,10 +226,8 @@ class _State:
             for piece in batch.split():
                 self.drop_oldest_for(piece)
         elif policy == "drop-newest":
-            # Once something is missing all is, until the client has been told: one
-            # hole, at the place where it is announced.
             for piece in batch.split():
-                if self.told_of_drops == self.dropped and self.room_for(1, len(piece.data)):
+                if self.room_for(1, len(piece.data)):
                     self.enqueue(piece)
                 else:
                     self.drop(piece)
@@ -312,8 +314,7 @@ class OutboxSendEnd:
             if state.rest:
                 state.wake_receiver()
             return True
-        dropping = state.told_of_drops != state.dropped and state.limits.overflow == "drop-newest"
-        if not dropping and state.room_for(len(batch.records), len(batch.data)):
+        if state.room_for(len(batch.records), len(batch.data)):
             state.enqueue(batch)
             return True
         if not batch.records:

@@ -170,6 +170,10 @@ class _State:
         self.bytes += len(batch.data)
         self.wake_receiver()
 
+    def forget(self) -> None:
+        self.queue.clear()
+        self.events = self.bytes = 0
+
     def has_news(self) -> bool:
         """Whether the receiver has a reason to return."""
         return bool(self.queue or self.rest or self.sender_closed or self.receiver_closed)
@@ -199,8 +203,7 @@ class _State:
         for batch in self.queue:
             self.count_delivered(batch)
             parts.append(batch.data)
-        self.queue.clear()
-        self.events = self.bytes = 0
+        self.forget()
         missing, self.told_of_drops = self.dropped - self.told_of_drops, self.dropped
         if missing:
             at = len(parts) if self.limits.overflow == "drop-newest" else 0
@@ -350,8 +353,7 @@ class OutboxSendEnd:
 
     def discard(self) -> None:
         """Forget what is queued: nobody is going to read it."""
-        self._state.queue.clear()
-        self._state.events = self._state.bytes = 0
+        self._state.forget()
 
     def __enter__(self) -> OutboxSendEnd:
         return self
@@ -437,7 +439,7 @@ class OutboxReceiveEnd:
         """Forget what is queued, and what comes. Idempotent."""
         state = self._state
         state.receiver_closed = True
-        state.queue.clear()
+        state.forget()
         state.rest = b""
         state.wake_receiver()
         state.wake_senders()

@@ -261,7 +261,7 @@ class _State:
         for queued in (*self.queue, batch):
             for piece in queued.split():
                 # What was sent to this session alone has no topics and is kept.
-                topics = piece.records[0].topics if piece.records else ()
+                topics = frozenset(piece.records[0].topics) if piece.records else None
                 key: object = topics or piece
                 older = latest.pop(key, None)
                 if older is not None:

@@ -23,6 +23,9 @@ from .wire import Event, encode
 Overflow = Literal["close", "drop-oldest", "drop-newest", "conflate"]
 """What a full outbox does with what is published; see `OutboxLimits`."""
 
+CONTROL_ROOM: Final = 16 << 10
+"""Bytes beyond its bound that an outbox takes of comments and notices."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +79,10 @@ class Batch:
 
     @classmethod
     def control(cls, data: bytes) -> Batch:
-        """Bytes that are no event of the application's: never refused, counted or dropped."""
+        """Bytes that are no event of the application's: never counted or dropped.
+
+        They pass a full outbox; more than `CONTROL_ROOM` of them are too many.
+        """
         batch = cls.__new__(cls)
         batch.records = ()
         batch.data = data
@@ -306,7 +312,7 @@ class OutboxSendEnd:
         """Deliver ``batch``, or do with it as the overflow policy says.
 
         Returns:
-            False if the policy is to end the session.
+            False if the policy is to end the session, or there is no end of notices.
         """
         state = self._state
         if state.receiver_closed or state.sender_closed:
@@ -321,6 +327,8 @@ class OutboxSendEnd:
             state.enqueue(batch)
             return True
         if not batch.records:
+            if state.bytes + len(batch.data) > state.limits.max_bytes + CONTROL_ROOM:
+                return False
             state.enqueue(batch)
             return True
         return state.overflow(batch)

@@ -16,10 +16,10 @@ import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.task_group import TaskGroup
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from ._app_tasks import AppTasks
 from ._respond import Receive, Scope, Send
 from .asgi import DIRECT
 from .hooks import collect
@@ -101,6 +101,7 @@ class Connection:
 
     __slots__ = (
         "_protocol",
+        "_reading",
         "_send_lock",
         "_server",
         "_socket",
@@ -115,7 +116,8 @@ class Connection:
         self._socket = sock
         self._stream = stream
         self._send_lock = trio.Lock()
-        self._task_group = TaskGroup()
+        self._reading = trio.CancelScope()
+        self._task_group = AppTasks()
         self._protocol: ProtocolWrapper | H11Protocol
         self.idle_since: float | None = trio.current_time()
         self.sending_since: float | None = None
@@ -173,14 +175,15 @@ class Connection:
         await self._server.application(scope, receive, send, *rest)
 
     async def _read(self) -> None:
-        while True:
-            try:
-                data = await self._stream.receive_some(_RECEIVE_SIZE)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                break
-            await self._protocol.handle(RawData(bytes(data)))
-            if not data:
-                break
+        with self._reading:
+            while True:
+                try:
+                    data = await self._stream.receive_some(_RECEIVE_SIZE)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    break
+                await self._protocol.handle(RawData(bytes(data)))
+                if not data:
+                    break
         await self._protocol.handle(Closed())
 
     async def _send(self, event: Event) -> None:
@@ -191,6 +194,7 @@ class Connection:
         elif isinstance(event, Closed):
             await self._finish()
             await self._protocol.handle(Closed())
+            self._stop_reading()
         elif isinstance(event, Updated):
             self.idle_since = trio.current_time() if event.idle else None
 
@@ -201,6 +205,7 @@ class Connection:
                 await self._stream.send_all(data[start : start + _SEND_PIECE])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await self._protocol.handle(Closed())
+            self.cut()
         except BaseException:
             self.cut()  # part of it may have gone: nothing sensible can follow
             raise
@@ -222,3 +227,9 @@ class Connection:
         if isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream
         stream.socket.close()
+        self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        # Not every reader waits on the socket: where requests follow one another, it
+        # waits for a response to end, which on a closed connection nobody would tell it.
+        self._reading.cancel(reason="the connection was closed")

@@ -1,0 +1,99 @@
+"""The application's tasks in one connection, and what they receive.
+
+Hypercorn's own hand messages over in a bounded channel, the last one too: an
+application that answers without reading all of a request then waits for itself, and the
+connection's reader with it. Here the news that the client has gone always fits, and
+what an application that has returned did not read is dropped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, final
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.task_group import TaskGroup
+
+from ._respond import Message
+from .hooks import collect
+
+_DISCONNECTS: Final = ("http.disconnect", "websocket.disconnect")
+
+
+@final
+class Inbox:
+    """Messages for one application, in order."""
+
+    __slots__ = ("_changed", "_closed", "_limit", "_messages")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._messages: deque[Message] = deque()
+        self._closed = False  # nobody reads any more
+        self._changed = trio.lowlevel.ParkingLot()
+
+    async def put(self, message: Message) -> None:
+        """Add ``message``, waiting for room, but neither for a disconnect nor in vain."""
+        if message["type"] not in _DISCONNECTS:
+            await trio.lowlevel.checkpoint()
+            while len(self._messages) >= self._limit and not self._closed:
+                await self._changed.park()
+        if not self._closed:
+            self._messages.append(message)
+            self._changed.unpark_all()
+
+    async def receive(self) -> Message:
+        """The next message. A disconnect is the last, and is given as often as asked."""
+        await trio.lowlevel.checkpoint()
+        while not self._messages:
+            await self._changed.park()
+        if self._messages[0]["type"] in _DISCONNECTS:
+            return self._messages[0]
+        self._changed.unpark_all()
+        return self._messages.popleft()
+
+    def close(self) -> None:
+        self._closed = True
+        self._changed.unpark_all()
+
+
+@final
+class AppTasks(TaskGroup):
+    """Hypercorn's tasks for one connection, but for how they receive and how they fail."""
+
+    async def spawn_app(
+        self,
+        app: Callable[..., Awaitable[None]],
+        config: Config,
+        scope: Any,
+        send: Callable[[Any], Awaitable[None]],
+    ) -> Callable[[Any], Awaitable[None]]:
+        """Run ``app`` in a task; what to call with the messages that it is to receive."""
+        inbox = Inbox(config.max_app_queue_size)
+        self.spawn(_run, app, config, scope, inbox, send)
+        return inbox.put
+
+
+async def _run(
+    app: Callable[..., Awaitable[None]],
+    config: Config,
+    scope: Any,
+    inbox: Inbox,
+    send: Callable[[Any], Awaitable[None]],
+) -> None:
+    failures: list[Exception] = []
+    try:
+        with collect(failures):
+            await app(scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+    finally:
+        inbox.close()
+        for failure in failures:
+            await config.log.error("Error in the application", exc_info=failure)
+    try:
+        await send(None)  # Hypercorn's sign that it has returned
+    except Exception as exc:
+        if not failures:
+            raise
+        raise ConnectionAbortedError("the application left its response in disorder") from exc

@@ -1,0 +1,308 @@
+"""How a client's connection may end, and that nothing is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from sockets import (
+    Client,
+    connected,
+    eventually,
+    get,
+    living_tasks,
+    open_descriptors,
+    post,
+    serving,
+    subscribed,
+)
+
+from trio_sse import (
+    Access,
+    Endpoint,
+    EndReason,
+    Event,
+    Hooks,
+    Hub,
+    HubLimits,
+    OutboxLimits,
+    Refused,
+    Request,
+    Session,
+)
+
+MANY = OutboxLimits(max_bytes=1 << 26, max_events=1 << 20)
+"""An outbox that a stalled client does not fill: what ends its session is something else."""
+
+
+class Recorder:
+    """A hub of this test's own, and the sessions that came and went."""
+
+    def __init__(self, **options: Any) -> None:
+        self.registered: list[Session] = []
+        self.unregistered: list[tuple[Session, EndReason]] = []
+        self.hooks = Hooks()
+        self.hooks.on_register(self.registered.append)
+        self.hooks.on_unregister(
+            lambda session, reason: self.unregistered.append((session, reason))
+        )
+        self.hub = Hub(hooks=self.hooks, **options)
+
+    def reasons(self) -> list[str]:
+        return [reason.kind for _, reason in self.unregistered]
+
+
+class Baseline:
+    """What was there before; `restored` waits until it is all that there is."""
+
+    def __init__(self) -> None:
+        self.tasks = living_tasks()
+        self.descriptors = open_descriptors()
+
+    async def restored(self, *, but_descriptors: int = 0) -> None:
+        await eventually(lambda: living_tasks() <= self.tasks, "the tasks end")
+        await eventually(
+            lambda: open_descriptors() <= self.descriptors + but_descriptors, "sockets are closed"
+        )
+
+
+def through_asgi(app: Any) -> Any:
+    """``app`` behind a middleware that wraps ``send``, as most do: no direct writes."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        async def wrapped_send(message: Any) -> None:
+            await send(message)
+
+        await app(scope, receive, wrapped_send)
+
+    return wrapped
+
+
+def directly(app: Any) -> Any:
+    return app
+
+
+PATHS = pytest.mark.parametrize("path", [directly, through_asgi])
+
+
+def by_fin(client: Client) -> None:
+    client.close()
+
+
+def by_rst(client: Client) -> None:
+    client.reset()
+
+
+def by_half(client: Client) -> None:
+    client.half_close()
+
+
+EXTRA = {"alone": b"", "request follows": get("/other"), "garbage follows": b"\0\xff\r\n\r\n"}
+WAYS = pytest.mark.parametrize("leave", [by_fin, by_rst, by_half])
+
+
+@WAYS
+@PATHS
+@pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
+async def test_a_client_leaves_while_nothing_happens(
+    leave: Callable[[Client], None], path: Callable[[Any], Any], extra: bytes
+) -> None:
+    recorder = Recorder(limits=HubLimits(keep_alive=0.02))
+    async with serving(path(Endpoint(recorder.hub))) as running:
+        baseline = Baseline()
+        async with subscribed(running) as subscriber:
+            await subscriber.client.send(extra)
+            leave(subscriber.client)
+            if leave is by_half and not extra:
+                # It could still read; but that is how many a client leaves.
+                await baseline.restored(but_descriptors=1)
+                assert recorder.reasons() == ["client-left"]
+        await baseline.restored()
+        assert recorder.reasons() == ["client-left"]
+        assert await running.stopped() < 0.5  # nobody is waited for
+        assert running.logged() == []
+
+
+@WAYS
+@PATHS
+@pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
+async def test_a_client_leaves_during_a_send(
+    leave: Callable[[Client], None], path: Callable[[Any], Any], extra: bytes
+) -> None:
+    recorder = Recorder(outbox=MANY)
+    async with serving(path(Endpoint(recorder.hub))) as running:
+        baseline = Baseline()
+        async with subscribed(running, receive_buffer=4096) as subscriber:
+            await subscriber.client.send(extra)
+            await recorder.hub.publish(Event("x" * 10_000_000))
+            await trio.testing.wait_all_tasks_blocked()
+            assert not recorder.reasons()
+            leave(subscriber.client)
+            if leave is by_half and not extra:
+                await baseline.restored(but_descriptors=1)
+        await baseline.restored()
+        assert recorder.reasons() == ["client-left"]
+        assert running.logged() == []
+
+
+@WAYS
+async def test_a_client_leaves_while_it_registers(leave: Callable[[Client], None]) -> None:
+    recorder = Recorder()
+    begun, may_go_on = trio.Event(), trio.Event()
+
+    @recorder.hooks.on_register
+    async def register(session: Session) -> None:
+        begun.set()
+        await may_go_on.wait()
+
+    async with serving(Endpoint(recorder.hub)) as running:
+        baseline = Baseline()
+        async with connected(running) as client:
+            await client.send(get())
+            await begun.wait()
+            leave(client)
+            await trio.testing.wait_all_tasks_blocked()
+            may_go_on.set()
+            await baseline.restored(but_descriptors=leave is by_half)
+        await baseline.restored()
+        assert recorder.reasons() == ["client-left"]
+        assert running.logged() == []
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HT",
+        get()[:-2],
+        post("/", b"data=x" * 9)[:-20],
+        get("/", "Transfer-Encoding: chunked", method="POST") + b"5\r\nab",
+    ],
+    ids=["nothing", "half a line", "half a head", "half a body", "half a chunk"],
+)
+async def test_a_client_leaves_before_its_request_is_complete(
+    leave: Callable[[Client], None], sent: bytes
+) -> None:
+    recorder = Recorder()
+    async with serving(Endpoint(recorder.hub, publish=True)) as running:
+        baseline = Baseline()
+        async with connected(running) as client:
+            await client.send(sent)
+            await trio.testing.wait_all_tasks_blocked()
+            leave(client)
+            await baseline.restored(but_descriptors=leave is by_half)
+        await baseline.restored()
+        assert recorder.registered == []
+        assert running.logged() == []
+
+
+@PATHS
+async def test_clients_leave_at_every_moment(path: Callable[[Any], Any]) -> None:
+    """Many at once, each after another number of steps, while events flow."""
+    recorder = Recorder()
+    async with serving(path(Endpoint(recorder.hub))) as running:
+        baseline = Baseline()
+        async with trio.open_nursery() as nursery:
+
+            async def come_and_go(steps: int) -> None:
+                async with connected(running) as client:
+                    await client.send(get())
+                    for _ in range(steps // 3):
+                        await trio.lowlevel.checkpoint()
+                    (by_fin, by_rst, by_half)[steps % 3](client)
+
+            for steps in range(90):
+                nursery.start_soon(come_and_go, steps)
+            for number in range(40):
+                await recorder.hub.publish(Event(str(number)))
+                await trio.lowlevel.checkpoint()
+        await baseline.restored()
+        assert recorder.reasons() == ["client-left"] * len(recorder.registered)
+        assert running.logged() == []
+
+
+async def test_a_refused_request_whose_body_nobody_reads() -> None:
+    # Many small chunks in one packet, more than are kept for an application; and one
+    # that takes a few steps before it says no.
+    async def authorize(request: Request) -> None:
+        for _ in range(100):
+            await trio.lowlevel.checkpoint()
+        raise Refused(403, "no")
+
+    app = Endpoint(Hub(), publish=True, access=Access(authorize=authorize))
+    async with serving(app) as running:
+        baseline = Baseline()
+        async with connected(running) as client:
+            chunked = get("/", "Transfer-Encoding: chunked", method="POST")
+            await client.send(chunked + b"1\r\nx\r\n" * 50)
+            assert b" 403 " in await client.to_end()
+        await baseline.restored()
+        assert running.logged() == []
+
+
+async def test_an_application_that_never_receives() -> None:
+    # The queue for its messages is full when it notices that the client has left.
+    done: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(2000):
+            await send({"type": "http.response.body", "body": b"x" * 10_000, "more_body": True})
+        done.append(scope["path"])
+
+    async with serving(app) as running:
+        baseline = Baseline()
+        async with connected(running, receive_buffer=4096) as client:
+            chunked = get("/", "Transfer-Encoding: chunked", method="POST")
+            await client.send(chunked + b"1\r\nx\r\n" * 50)
+            await client.until(b"200")
+            client.reset()
+        await baseline.restored()
+        assert done == ["/"]
+
+
+async def test_requests_that_follow_one_another_on_a_connection() -> None:
+    async with serving(Endpoint(Hub(), publish=True)) as running:
+        async with connected(running) as client:
+            body = b'{"data": "x"}'
+            await client.send(post("/", body) * 3)
+            await client.send(get(method="HEAD") * 2 + get())
+            received = await client.until(b"text/event-stream\r\ncache")
+            assert received.count(b" 201 ") == 3
+            await client.until(b"retry: 2000\n\n")
+        assert running.logged() == []
+
+
+async def test_an_http_1_0_client_reads_until_the_end() -> None:
+    recorder = Recorder()
+    async with serving(Endpoint(recorder.hub)) as running, connected(running) as client:
+        await client.send(get(version="1.0"))
+        await client.until(b"\r\n\r\n")
+        await eventually(lambda: recorder.registered)
+        await recorder.hub.publish(Event("hello"))
+        await client.until(b"data: hello\n\n")
+        assert b"chunked" not in client.received.lower()
+        recorder.hub.end_all("the end")
+        assert (await client.to_end()).endswith(b"data: hello\n\n")
+
+
+async def test_a_connection_is_closed_after_a_refusal_that_left_a_body() -> None:
+    async with serving(Endpoint(Hub())) as running, connected(running) as client:
+        await client.send(post("/", b"x" * 100)[:-50])
+        assert b" 405 " in await client.to_end()
+
+
+async def test_subscribers_of_one_server_do_not_notice_each_other() -> None:
+    recorder = Recorder()
+    async with (
+        serving(Endpoint(recorder.hub)) as running,
+        subscribed(running) as staying,
+        subscribed(running) as leaving,
+    ):
+        leaving.client.reset()
+        await recorder.hub.publish(Event("hello"))
+        assert (await staying.event()).data == "hello"

@@ -12,7 +12,6 @@ import trio
 import trio.testing
 from scripted_server import (
     CHUNKED,
-    EVEN,
     HEAD,
     Answer,
     Answerer,
@@ -552,4 +551,3 @@ async def test_what_is_not_asked_for_is_not_read(serve: Serve) -> None:
 def test_client_errors_are_one_family() -> None:
     for kind in (NetworkError, ProtocolError, RequestRefused, SourceClosed):
         assert issubclass(kind, ClientError)
-    assert EVEN.jitter(1, 2) == 1

@@ -31,7 +31,7 @@ class Reconnect:
             of the last; ``None``: it never gives up.
         statuses: answers to reconnect after that otherwise fail for good, as in
             ``{502, 504}``. A 429 or a 503 with ``Retry-After`` is always waited for.
-        jitter: picks a number between two others; for tests.
+        jitter: picks a number between two others, for tests; ``None``: any, at random.
     """
 
     initial: float = 2.0
@@ -41,7 +41,7 @@ class Reconnect:
     healthy_after: float = 10.0
     give_up_after: int | None = None
     statuses: Collection[int] = frozenset()
-    jitter: Callable[[float, float], float] = random.uniform
+    jitter: Callable[[float, float], float] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.floor <= self.longest_wait < math.inf:
@@ -91,7 +91,7 @@ class Backoff:
         extra = min(policy.ceiling, step * 2.0 ** min(self.breaks, 60))
         self.breaks += 1
         wait = min(max(step, asked), policy.longest_wait)
-        return wait + policy.jitter(0.0, extra)
+        return wait + (policy.jitter or random.uniform)(0.0, extra)
 
     @property
     def exhausted(self) -> bool:

@@ -249,6 +249,15 @@ class Hub:
             self._state = "closed"
             self._closed.set()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What closed the hub, if that was a failure."""
+        return self._failure
+
+    async def wait_draining(self) -> None:
+        """Wait until `drain` is called, by whomever."""
+        await self._drain_begun.wait()
+
     async def wait_closed(self) -> None:
         """Wait until nothing of the hub runs any more: drained, left, or failed."""
         await self._closed.wait()

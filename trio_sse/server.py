@@ -139,13 +139,13 @@ class Server:
         task_status: trio.TaskStatus[list[str]],
     ) -> None:
         """Start up, serve, drain, stop."""
-        async with trio.open_nursery() as self._watchers:
-            self._watchers.start_soon(self._wait_for_trigger, shutdown_trigger)
-            self._watchers.start_soon(self._wait_for_max_requests)
-            async with self._lifespan():
-                with _listening(self.config) as listeners:
+        with _bound(self.config) as listeners:
+            async with trio.open_nursery() as self._watchers:
+                self._watchers.start_soon(self._wait_for_trigger, shutdown_trigger)
+                self._watchers.start_soon(self._wait_for_max_requests)
+                async with self._lifespan():
                     await self._serve(listeners, grace, task_status)
-            self._watchers.cancel_scope.cancel(reason="the server has stopped")
+                self._watchers.cancel_scope.cancel(reason="the server has stopped")
 
     @asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:
@@ -181,6 +181,7 @@ class Server:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as front:
                 for listener in listeners:
+                    listener.socket.listen(self.config.backlog)
                     front.start_soon(self._accept, listener, connections)
                     await self.config.log.info(f"Running on {listener.url}")
                 task_status.started([listener.url for listener in listeners])
@@ -275,8 +276,8 @@ class Listener:
 
 
 @contextmanager
-def _listening(config: Config) -> Iterator[list[Listener]]:
-    """Listeners for all that ``config`` binds, closed in the end."""
+def _bound(config: Config) -> Iterator[list[Listener]]:
+    """Sockets for all that ``config`` binds, not listening yet; closed in the end."""
     sockets = config.create_sockets()
     context = config.create_ssl_context()
     listeners = [Listener(sock, context) for sock in sockets.secure_sockets]
@@ -285,7 +286,6 @@ def _listening(config: Config) -> Iterator[list[Listener]]:
         for listener in listeners:
             stack.enter_context(listener.socket)
             _notice_dead_peers(listener.socket)
-            listener.socket.listen(config.backlog)
         yield listeners
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, final
 from dataclasses import dataclass
+from typing import Any, Final, NoReturn, cast, final
 from urllib.parse import parse_qsl
 
 from .errors import Refused
@@ -54,13 +54,17 @@ class Publication:
             raise _bad(f"unknown field {unknown[0]!r}{hint}; known are {', '.join(_FIELDS)}")
         if "data" not in fields:
             raise _bad("the field 'data' is missing; it may be empty")
+        kind = _type(fields)
+        retry = _milliseconds(fields)
         data = fields["data"]
-        if not isinstance(data, str):
-            data = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
         try:
-            event = Event(
-                data, type=_text(fields, "type") or "message", retry=_milliseconds(fields)
+            event = (
+                Event(data, type=kind, retry=retry)
+                if isinstance(data, str)
+                else Event.json(data, type=kind, retry=retry)
             )
+        except RecursionError:
+            raise _bad("'data' is nested too deeply") from None
         except ValueError as exc:
             raise _bad(str(exc)) from exc
         return cls(event, _topics(fields))
@@ -68,12 +72,17 @@ class Publication:
 
 def _from_json(body: bytes) -> Mapping[str, Any]:
     try:
-        fields = json.loads(body)
+        # Decoded here: json.loads would also take UTF-16 and UTF-32 (RFC 8259, 8.1).
+        obj: object = json.loads(body.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as exc:
-        raise _bad(f"the body is not JSON: {exc}") from exc
-    if not isinstance(fields, dict):
+        raise _bad(f"the body is not JSON in UTF-8: {exc}") from exc
+    if not isinstance(obj, dict):
         raise _bad('the body is not a JSON object; as in {"topic": "news", "data": "hello"}')
-    return fields
+    return cast("dict[str, Any]", obj)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not in it")
 
 
 def _from_form(body: bytes) -> Mapping[str, Any]:
@@ -98,17 +107,26 @@ def _from_form(body: bytes) -> Mapping[str, Any]:
 
 
 def _topics(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    topic = fields.get("topic", [])
-    topics = [topic] if isinstance(topic, str) else topic
-    if not isinstance(topics, list) or not all(isinstance(each, str) for each in topics):
-        raise _bad("'topic' is a string or a list of strings")
-    return tuple(topics) or (DEFAULT_TOPIC,)
+    topic = fields.get("topic")
+    if topic is None or topic == []:
+        return (DEFAULT_TOPIC,)
+    topics: list[object] = cast("list[object]", topic) if isinstance(topic, list) else [topic]
+    found: list[str] = []
+    for each in topics:
+        if not isinstance(each, str):
+            raise _bad("'topic' is a string or a list of strings")
+        if not each.isascii() and any("\ud800" <= character <= "\udfff" for character in each):
+            raise _bad(f"the 'topic' {each!r} has a lone surrogate, which UTF-8 cannot carry")
+        found.append(each)
+    return tuple(found)
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str:
-    value = fields.get(name) or ""
+def _type(fields: Mapping[str, Any]) -> str:
+    value = fields.get("type")
+    if value is None or value == "":
+        return "message"
     if not isinstance(value, str):
-        raise _bad(f"{name!r} is a string")
+        raise _bad("'type' is a string")
     return value
 
 

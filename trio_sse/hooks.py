@@ -11,12 +11,14 @@ import inspect
 import logging
 import math
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 import trio
 from exceptiongroup import catch
+
+from .errors import Refused
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -100,21 +102,24 @@ class Hooks:
         return manager
 
     async def register(self, session: Session) -> None:
-        """Run the register hooks; what they raise comes out of here."""
+        """Run the register hooks; what they raise comes out of here, without groups."""
         for hook in self._register:
-            with trio.move_on_after(self.timeout) as bound:
-                await _call(hook, session)
-            if bound.cancelled_caught:
-                raise self._took_too_long("register hook", hook)
+            failures: list[Exception] = []
+            try:
+                with self._bound(failures, "register hook", hook):
+                    await _call(hook, session)
+            except BaseException:
+                await self._report_cancelled(session, failures)
+                raise
+            if failures:
+                raise _refusal(failures)
 
     async def unregister(self, session: Session, reason: EndReason) -> None:
         """Run all the unregister hooks. To be called under a shield; raises nothing."""
         for hook in reversed(self._unregister):
             failures: list[Exception] = []
-            with trio.move_on_after(self.timeout) as bound, collect(failures):
+            with self._bound(failures, "unregister hook", hook):
                 await _call(hook, session, reason)
-            if bound.cancelled_caught:
-                failures.append(self._took_too_long("unregister hook", hook))
             await self.error(session, *failures)
 
     async def error(self, session: Session, *failures: Exception) -> None:
@@ -123,12 +128,25 @@ class Hooks:
             log.error("session %s: %r", session.short_id, failure, exc_info=failure)
             for hook in self._error:
                 again: list[Exception] = []
-                with trio.move_on_after(self.timeout) as bound, collect(again):
+                with self._bound(again, "error hook", hook):
                     await _call(hook, session, failure)
-                if bound.cancelled_caught:
-                    again.append(self._took_too_long("error hook", hook))
                 for exc in again:
                     log.error("error hook %s failed", _name(hook), exc_info=exc)
+
+    async def _report_cancelled(self, session: Session, failures: list[Exception]) -> None:
+        """Report what came together with the cancellation of the hub: nobody else will."""
+        with trio.CancelScope(shield=True):  # bounded: each hook is
+            await self.error(session, *failures)
+
+    @contextmanager
+    def _bound(
+        self, failures: list[Exception], what: str, hook: object
+    ) -> Generator[None, None, None]:
+        """Contain what ``hook`` raises, and that it takes too long."""
+        with trio.move_on_after(self.timeout) as bound, collect(failures):
+            yield
+        if bound.cancelled_caught:
+            failures.append(self._took_too_long(what, hook))
 
     async def around_session(
         self, session: Session, live: Callable[[], Awaitable[None]], protected: trio.CancelScope
@@ -158,8 +176,9 @@ class Hooks:
         entered = False
         # One scope around both halves, because a manager may hold a scope or a nursery
         # of its own between them; it has a deadline in each half, and none in between.
-        with trio.CancelScope(deadline=trio.current_time() + self.timeout) as bound:
-            with collect(failures):
+        bound = trio.CancelScope(deadline=trio.current_time() + self.timeout)
+        try:
+            with bound, collect(failures):
                 async with manager(session):
                     bound.deadline = math.inf
                     entered = True
@@ -171,10 +190,13 @@ class Hooks:
                     finally:
                         protected.shield = True
                         bound.deadline = trio.current_time() + self.timeout
+        except BaseException:
+            await self._report_cancelled(session, failures)
+            raise
         if bound.cancelled_caught:
             failures.append(self._took_too_long("context manager", manager))
         if not entered:
-            raise failures[0]
+            raise _refusal(failures)
         await self.error(session, *(failure for failure in failures if failure is not cause))
         if cause is not None:
             raise cause
@@ -194,6 +216,10 @@ def collect(failures: list[Exception]) -> AbstractContextManager[Any]:
                 failures.append(exc)
 
     return catch({Exception: take})
+
+
+def _refusal(failures: list[Exception]) -> Exception:
+    return next((exc for exc in failures if isinstance(exc, Refused)), failures[0])
 
 
 async def _call(hook: Callable[..., Any], *args: object) -> None:

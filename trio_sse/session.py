@@ -6,6 +6,7 @@ task's nursery closes it. Everyone else asks, with `Session.end`.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -173,7 +174,6 @@ class Session(metaclass=NoPublicConstructor):
         "_opened",
         "_over",
         "_phase",
-        "receive_end",
         "_send_end",
         "_started_at",
         "awaits_drain",
@@ -181,6 +181,7 @@ class Session(metaclass=NoPublicConstructor):
         "id",
         "last_event_at",
         "last_write_at",
+        "receive_end",
         "refusal",
         "request",
         "state",
@@ -301,9 +302,7 @@ class Session(metaclass=NoPublicConstructor):
             reason: a string is the application's own text.
         """
         if self._end_reason is None:
-            self._end_reason = (
-                EndReason.application(reason) if isinstance(reason, str) else reason
-            )
+            self._end_reason = EndReason.application(reason) if isinstance(reason, str) else reason
             if self._end_reason.kind == "too-slow":
                 self._send_end.discard()  # it would be read too late, if at all
             self.cancel_scope.cancel(reason=str(self._end_reason))
@@ -403,8 +402,10 @@ class Session(metaclass=NoPublicConstructor):
                 assert self._end_reason is not None
                 self._phase = "ended"
                 unregistered(self, self._end_reason)
-                await hooks.error(self, *failures)
-                await hooks.unregister(self, self._end_reason)
+                # Of its own: a context manager around the session may be what is cancelled.
+                with trio.CancelScope(shield=True):  # bounded: each hook is
+                    await hooks.error(self, *failures)
+                    await hooks.unregister(self, self._end_reason)
 
     async def _in_nursery(self, main: Handler) -> None:
         async with trio.open_nursery() as self._nursery:
@@ -421,6 +422,9 @@ class Session(metaclass=NoPublicConstructor):
             self.end(EndReason("deadline", f"open for {age:.0f} s"))
         elif self.cancel_scope.cancel_called:
             self.end(EndReason.application("its cancel scope was cancelled"))
+        elif trio.current_effective_deadline() == -math.inf:
+            # Not the hub: by now there is a shield between.
+            self.end(EndReason.application("a context manager around it was cancelled"))
         else:
             self.end(EndReason.CANCELLED)
 

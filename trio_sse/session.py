@@ -341,7 +341,8 @@ class Session(metaclass=NoPublicConstructor):
 
         ``registered`` and ``unregistered`` are called once each, or neither.
         """
-        live = partial(self._live, hooks, registered, unregistered, main, max_age)
+        self.cancel_scope.deadline = trio.current_time() + max_age
+        live = partial(self._live, hooks, registered, unregistered, main)
         try:
             with trio.CancelScope() as protected:
                 await hooks.around_session(self, partial(live, protected), protected)
@@ -374,7 +375,6 @@ class Session(metaclass=NoPublicConstructor):
         registered: Callable[[Session], None],
         unregistered: Callable[[Session, EndReason], None],
         main: Handler,
-        max_age: float,
         protected: trio.CancelScope,
     ) -> None:
         failures: list[Exception] = []
@@ -388,7 +388,6 @@ class Session(metaclass=NoPublicConstructor):
                 registered(self)
                 self._opened.set()
                 with self.cancel_scope:
-                    self.cancel_scope.deadline = trio.current_time() + max_age
                     try:
                         with collect(failures):
                             await self._in_nursery(main)

@@ -277,6 +277,7 @@ class Session(metaclass=NoPublicConstructor):
         Raises:
             SessionEnded: the session has ended, or ends while this waits.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()  # a handler is cancelled, not told
         self.check_alive()
         await self._send_end.send(_single(event))
         self.check_alive()
@@ -414,7 +415,10 @@ class Session(metaclass=NoPublicConstructor):
 
     def _settle(self, failures: list[Exception]) -> None:
         """Give the end its reason, if nobody gave one, and cancel what is left."""
-        if failures:
+        if self._end_reason is not None:
+            # That what it was sending to has ended is no news, and no fault of a handler.
+            failures[:] = [exc for exc in failures if not isinstance(exc, SessionEnded)]
+        elif failures:
             self.end(EndReason("handler-failed", repr(failures[0])))
         elif trio.current_time() >= self.cancel_scope.deadline:
             age = trio.current_time() - self._started_at

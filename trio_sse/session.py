@@ -386,6 +386,7 @@ class Session(metaclass=NoPublicConstructor):
                 # Registered: from here on there is one way out, and it unregisters.
                 did_register = True
                 self._phase = "open"
+                self.last_write_at = self.last_event_at = trio.current_time()
                 registered(self)
                 self._opened.set()
                 with self.cancel_scope:

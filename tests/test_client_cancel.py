@@ -188,6 +188,8 @@ def test_closed_by_another_task_at_every_step(figure: Callable[[str], None]) -> 
                     while len(got) < len(LOG):
                         got.append((await source.__anext__()).data)  # as above
                 except SourceClosed as exc:
+                    assert source.ready_state is ReadyState.CLOSED
+                    assert server.changes[-1].state is ReadyState.CLOSED
                     assert exc.__cause__ is None  # noqa: PT017  # it need not be raised
                 else:
                     assert got == LOG

@@ -16,6 +16,7 @@ from scripted_server import (
     Answer,
     Answerer,
     ScriptedServer,
+    TappedStream,
     answer,
     chunk,
     sse,
@@ -495,6 +496,67 @@ async def test_closing_wakes_who_iterates(
         await trio.testing.wait_all_tasks_blocked()
         assert [type(error) for error in errors] == [SourceClosed]
     assert server.all_closed()
+
+
+@pytest.mark.parametrize("moment", ["answer", "no answer", "end"])
+async def test_closed_as_something_comes_it_stays_closed(
+    nursery: trio.Nursery, moment: str
+) -> None:
+    client, theirs = trio.testing.memory_stream_pair()
+    ours = TappedStream(client)
+
+    async def open_stream(host: str, port: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    changes: list[StateChange] = []
+    errors: list[Exception] = []
+    async with connect(
+        "http://example.org/",
+        transport=Transport(open_stream=open_stream),
+        on_state_change=changes.append,
+    ) as source:
+
+        async def iterate() -> None:
+            errors.append(await run_out(source))
+
+        nursery.start_soon(iterate)
+        if moment == "end":
+            await theirs.send_all(HEAD)
+        await trio.testing.wait_all_tasks_blocked()
+        # The reader is woken by this, and runs when the source is closed already.
+        if moment == "answer":
+            await theirs.send_all(HEAD)
+        else:
+            theirs.send_stream.close()
+        await source.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [type(error) for error in errors] == [SourceClosed]
+        assert source.ready_state is ReadyState.CLOSED
+        assert ours.closed
+    expected = ["OPEN", "CLOSED"] if moment == "end" else ["CLOSED"]
+    assert [change.state.name for change in changes] == expected
+
+
+async def test_cancelled_attempt_is_begun_anew_at_once(serve: Serve, autojump_clock: Clock) -> None:
+    server = serve(answer(100.0), sse(b"data: 1\n\n"))
+    async with server.connect() as source:
+        with trio.move_on_after(3):
+            await source.__anext__()
+        assert server.all_closed()
+        assert await take(source, 1) == ["1"]
+    assert pauses(server) == [3]
+    assert [change.state.name for change in server.changes] == ["OPEN", "CLOSED"]
+
+
+async def test_cancelled_wait_goes_on(serve: Serve, autojump_clock: Clock) -> None:
+    server = serve(sse(b"retry: 10000\n\n"), sse(b"data: 1\n\n"))
+    async with server.connect() as source:
+        for _ in range(3):
+            with trio.move_on_after(3):
+                await source.__anext__()
+        assert await take(source, 1) == ["1"]
+    assert pauses(server) == [10]
 
 
 async def test_body_exception_survives_leaving_under_cancellation(serve: Serve) -> None:

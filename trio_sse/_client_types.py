@@ -12,7 +12,7 @@ class ReadyState(enum.Enum):
     """What ``EventSource.readyState`` is in a browser, with its numbers (9.2.2)."""
 
     CONNECTING = 0
-    """Not connected: not yet, or not again."""
+    """There is no connection now, but there is to be one."""
     OPEN = 1
     """There is a connection."""
     CLOSED = 2
@@ -25,8 +25,8 @@ class StateChange:
     """What ``on_state_change`` is told.
 
     Attributes:
-        state: what the state is now. `CONNECTING` comes once for each break, so again after
-            each attempt that failed.
+        state: what the state is now. `ReadyState.CONNECTING` comes once for each break, so
+            again after each attempt that failed.
         cause: why, if something went wrong; ``None`` when the server ended the response
             properly, or the source was closed by its owner.
         wait: the seconds until the next attempt, where there will be one.

@@ -49,7 +49,9 @@ class Response:
     """An answer that was read whole.
 
     Attributes:
+        status: the HTTP status.
         headers: names in lower case.
+        body: its content coding undone.
     """
 
     status: int

@@ -194,6 +194,7 @@ class EventSource(metaclass=NoPublicConstructor):
 
     @property
     def ready_state(self) -> ReadyState:
+        """As of the last step that iterating took: nobody watches the connection meanwhile."""
         return self._state
 
     @property
@@ -210,6 +211,7 @@ class EventSource(metaclass=NoPublicConstructor):
         return self._backoff.reconnection_time
 
     def statistics(self) -> SourceStatistics:
+        """The counts as of now."""
         return SourceStatistics(
             attempts=self._attempts,
             connections=self._connections,
@@ -334,6 +336,11 @@ class EventSource(metaclass=NoPublicConstructor):
                 incoming = await open_event_stream(request, self._dialer)
             except ClientError as exc:
                 error = exc
+        if self._state is ReadyState.CLOSED:  # just as the answer came
+            if incoming is not None:
+                with trio.move_on_after(1, shield=True):
+                    await incoming.aclose()
+            return
         if incoming is None:
             self._broken(error, lasted=0.0)
             return
@@ -372,7 +379,7 @@ class EventSource(metaclass=NoPublicConstructor):
             self._too_large, events = exc, exc.events
         except ClientError as exc:
             error = exc
-        if self._state is ReadyState.CLOSED:
+        if self._state is ReadyState.CLOSED:  # just as this came
             return
         self._received += stream.bytes_received - before
         if stream.reconnection_time is not None:

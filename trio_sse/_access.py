@@ -95,7 +95,7 @@ class Access:
         if self.allowed_hosts is None:
             if not _is_loopback(_server_address(scope)) or _is_loopback(name):
                 return
-        elif any(_host_matches(name, pattern.lower()) for pattern in self.allowed_hosts):
+        elif any(_host_matches(name, pattern) for pattern in self.allowed_hosts):
             return
         raise Refused(
             403,
@@ -139,10 +139,12 @@ class Access:
 
 
 def _check_token(token: str, request: Request) -> None:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        given = request.query.get("access_token", [""])[0]
-    if hmac.compare_digest(given.strip().encode(), token.encode()):
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        given = credentials.strip().encode("latin-1")  # as it came: UTF-8, if anything
+    else:
+        given = request.query.get("access_token", [""])[0].encode()
+    if hmac.compare_digest(given, token.encode()):
         return
     what = "publish" if request.method == "POST" else "subscribe"
     raise Refused(
@@ -161,6 +163,7 @@ def _host_name(host: str) -> str:
 
 
 def _host_matches(name: str, pattern: str) -> bool:
+    pattern = pattern.lower().strip("[]")
     if pattern.startswith("*."):
         return name.endswith(pattern[1:])
     return pattern in ("*", name)
@@ -184,7 +187,10 @@ def _is_loopback(name: str) -> bool:
 
 def _is_same_origin(origin: str, host: str) -> bool:
     # The scheme is left out: behind a proxy that ends TLS ours is not the page's.
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # not even a URL
+        return False
     default = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
     return bool(host) and parts.netloc.lower().removesuffix(default) == host.lower().removesuffix(
         default

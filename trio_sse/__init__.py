@@ -15,11 +15,11 @@ from .log import EventLog as EventLog
 from .log import MemoryLog as MemoryLog
 from .log import Record as Record
 from .outbox import OutboxLimits as OutboxLimits
+from .server import serve as serve
 from .session import EndReason as EndReason
 from .session import Request as Request
 from .session import Session as Session
 from .session import SessionStatistics as SessionStatistics
-from .server import serve as serve
 from .wire import Decoder as Decoder
 from .wire import Event as Event
 from .wire import EventTooLarge as EventTooLarge

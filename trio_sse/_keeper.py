@@ -37,7 +37,7 @@ class Keeper:
             self._added.unpark_all()
 
     def _next_due(self, session: Session) -> float | None:
-        times = []
+        times: list[float] = []
         if self._keep_alive is not None:
             times.append(session.last_write_at + self._keep_alive)
         if self._max_idle is not None:

@@ -100,7 +100,7 @@ class Endpoint:
         ValueError: for a bound that is not positive.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all but one by name, each with its default
         self,
         hub: Hub,
         handler: Handler | None = None,
@@ -158,9 +158,9 @@ class Endpoint:
             await self._answer(scope, request, receive, send, cors)
         except Refused as refusal:
             await respond_problem(send, refusal, headers=cors, head=scope["method"] == "HEAD")
-        except HubClosed as exc:
-            refusal = Refused(503, str(exc), retry_after=5)
-            await respond_problem(send, refusal, headers=cors, head=scope["method"] == "HEAD")
+        except HubClosed as closed:
+            closed_too = Refused(503, str(closed), retry_after=5)
+            await respond_problem(send, closed_too, headers=cors, head=scope["method"] == "HEAD")
         except ClientGone:
             pass  # there is nobody to answer
 
@@ -188,15 +188,14 @@ class Endpoint:
             await respond(send, 204, headers=[allow, *cors, *preflight])
         else:
             raise Refused(
-                405, f"{method} is not for here; try one of {self._methods}",
+                405,
+                f"{method} is not for here; try one of {self._methods}",
                 headers=(("allow", self._methods),),
             )
 
     # Publishing.
 
-    async def _publish(
-        self, request: Request, receive: Receive, send: Send, cors: Headers
-    ) -> None:
+    async def _publish(self, request: Request, receive: Receive, send: Send, cors: Headers) -> None:
         if self.hub.state == "draining":
             raise Refused(503, "the server is shutting down", retry_after=5)
         declared = request.headers.get("content-length", "0")
@@ -264,9 +263,7 @@ class Endpoint:
             nursery.cancel_scope.cancel(reason="the response is complete")
 
 
-async def _carry(
-    receive_end: OutboxReceiveEnd, write: Callable[[bytes], Any]
-) -> None:
+async def _carry(receive_end: OutboxReceiveEnd, write: Callable[[bytes], Any]) -> None:
     """Move bytes from the session to the client, until the session has ended."""
     while True:
         try:

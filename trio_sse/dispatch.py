@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, final
 
 import trio
@@ -182,9 +182,7 @@ class Dispatcher:
         if cursor is None or cursor.epoch != log.epoch or cursor.position > log.newest:
             self.gaps += 1
             position = log.trimmed
-            await session.deliver_paced(
-                Batch.control(gap_notice("epoch", last_event_id, log))
-            )
+            await session.deliver_paced(Batch.control(gap_notice("epoch", last_event_id, log)))
         else:
             position = cursor.position
             await self.wait_past(position)

@@ -10,7 +10,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -225,7 +225,7 @@ class Hub:
         return await self._whole.__aexit__(exc_type, exc, tb)
 
     @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[None]:
+    async def _opened(self) -> AsyncGenerator[None, None]:
         async with trio.open_nursery() as self._outer:
             await self._outer.start(self._run)
             try:
@@ -391,7 +391,7 @@ class Hub:
         handler: Handler | None = None,
         outbox: OutboxLimits | None = None,
         resume: bool = True,
-    ) -> AsyncIterator[tuple[Session, OutboxReceiveEnd]]:
+    ) -> AsyncGenerator[tuple[Session, OutboxReceiveEnd], None]:
         """Accept a client: for who writes an endpoint of their own.
 
         Entering waits until the session has registered; from then on it misses nothing.
@@ -410,7 +410,11 @@ class Hub:
             Refused: the hub is full or drains, or a register hook said so or failed.
             HubClosed: the hub is not open.
         """
-        session = self._admit(request, topics, outbox)
+        try:
+            session = self._admit(request, topics, outbox)
+        except Refused:
+            self._refused += 1
+            raise
         receive_end = session.receive_end
         self._receive_ends[receive_end] = None
         try:
@@ -429,12 +433,8 @@ class Hub:
     ) -> Session:
         self.check_open()
         wanted = None if topics is None else frozenset(topics)
-        try:
-            self._check_limits(request, wanted)
-        except Refused:
-            self._refused += 1
-            raise
-        return Session._create(
+        self._check_limits(request, wanted)
+        return Session._create(  # pyright: ignore[reportPrivateUsage]  # made here, and only here
             request,
             topics=wanted,
             limits=self.outbox if outbox is None else outbox,
@@ -468,7 +468,10 @@ class Hub:
         async def main(session: Session) -> None:
             if last_event_id:
                 session.nursery.start_soon(self._dispatcher.replay, session, last_event_id)
-            await (trio.sleep_forever() if handler is None else handler(session))
+            if handler is None:
+                await trio.sleep_forever()
+            else:
+                await handler(session)
 
         async def whole_life() -> None:
             try:
@@ -480,6 +483,8 @@ class Hub:
                     math.inf if self.limits.max_age is None else self.limits.max_age,
                 )
             finally:
+                if isinstance(session.refusal, Refused):
+                    self._refused += 1
                 del self._alive[session]
                 if client is not None:
                     self._alive_per_client[client] -= 1

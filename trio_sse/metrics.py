@@ -39,8 +39,11 @@ class HubCollector(Collector):
             ("events_dropped", "Events lost to overflow policies, per session", now.dropped),
             ("events_replayed", "Events replayed from the log, per session", now.replayed),
             ("gaps", "Times that a session was told of a gap", now.gaps),
-            ("delivered_bytes", "Bytes of event streams handed to connections",
-             now.delivered_bytes),
+            (
+                "delivered_bytes",
+                "Bytes of event streams handed to connections",
+                now.delivered_bytes,
+            ),
         ):
             yield CounterMetricFamily(f"trio_sse_{name}", text, value)
         unregistered = CounterMetricFamily(

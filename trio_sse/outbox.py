@@ -205,7 +205,7 @@ class _State:
 
     def take(self) -> bytes:
         """All that is queued, with word of what was dropped where it was dropped."""
-        parts = []
+        parts: list[bytes] = []
         for batch in self.queue:
             self.count_delivered(batch)
             parts.append(batch.data)

@@ -14,7 +14,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, final
@@ -24,7 +24,10 @@ from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import LifespanState
-from hypercorn.utils import repr_socket_addr, wrap_app
+from hypercorn.utils import (
+    repr_socket_addr,  # pyright: ignore[reportUnknownVariableType]  # Hypercorn's own
+    wrap_app,  # pyright: ignore[reportUnknownVariableType]  # types are partly unknown
+)
 
 from ._connection import Connection, Stream
 from ._respond import ASGIApp
@@ -43,7 +46,7 @@ _BUSY: Final = (
 )
 
 
-async def serve(
+async def serve(  # noqa: PLR0913  # Hypercorn's four, and ours by name
     app: ASGIApp,
     config: Config,
     *,
@@ -148,7 +151,7 @@ class Server:
                 self._watchers.cancel_scope.cancel(reason="the server has stopped")
 
     @asynccontextmanager
-    async def _lifespan(self) -> AsyncIterator[None]:
+    async def _lifespan(self) -> AsyncGenerator[None, None]:
         lifespan = Lifespan(self.application, self.config, self.state)
         async with trio.open_nursery() as nursery:
             await nursery.start(lifespan.handle_lifespan)
@@ -230,10 +233,11 @@ class Server:
                 if listener.ssl_context is None:
                     sock.send(_BUSY)
             return
-        stream: Stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        stream: Stream = plain
         if listener.ssl_context is not None:
             stream = trio.SSLStream(
-                stream, listener.ssl_context, server_side=True, https_compatible=True
+                plain, listener.ssl_context, server_side=True, https_compatible=True
             )
         nursery.start_soon(self._run_connection, Connection(self, sock, stream))
 
@@ -276,7 +280,7 @@ class Listener:
 
 
 @contextmanager
-def _bound(config: Config) -> Iterator[list[Listener]]:
+def _bound(config: Config) -> Generator[list[Listener], None, None]:
     """Sockets for all that ``config`` binds, not listening yet; closed in the end."""
     sockets = config.create_sockets()
     context = config.create_ssl_context()

@@ -57,7 +57,8 @@ class Service:
     async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         known = ", ".join([*self._answers, *(["/"] if self._console else [])])
         await respond_problem(
-            send, Refused(404, f"there is nothing here; there is {known}"),
+            send,
+            Refused(404, f"there is nothing here; there is {known}"),
             head=scope["method"] == "HEAD",
         )
 

@@ -34,21 +34,21 @@ def _settings(context: click.Context, path: Path) -> Mapping[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise click.BadParameter(f"{path}: {exc}") from exc
-    options = {
+    options: dict[str, click.Parameter] = {
         option.name: option
         for option in context.command.params
-        if option.name not in (None, "config", "help")
+        if option.name not in ("config", "help")
     }
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in options:
-            close = difflib.get_close_matches(name, [str(known) for known in options], n=1)
+            close = difflib.get_close_matches(name, list(options), n=1)
             hint = f"; did you mean {close[0].replace('_', '-')!r}?" if close else ""
             raise click.BadParameter(f"{path}: there is no setting {key!r}{hint}")
         if isinstance(value, dict) or (isinstance(value, list) and not options[name].multiple):
             raise click.BadParameter(f"{path}: {key!r} takes one plain value")
-        if options[name].multiple and not isinstance(value, list):
-            value = [value]
-        settings[name] = value
+        settings[name] = (
+            [value] if options[name].multiple and not isinstance(value, list) else value
+        )
     return settings

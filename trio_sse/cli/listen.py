@@ -75,7 +75,7 @@ async def _print_all(source: EventSource, as_json: bool, count: int | None) -> N
     printed = 0
     async with source:
         async for event in source:
-            print(_as_json(event) if as_json else _as_text(event), flush=True)
+            click.echo(_as_json(event) if as_json else _as_text(event))
             printed += 1
             if printed == count:
                 return

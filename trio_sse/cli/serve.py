@@ -6,9 +6,9 @@ import gc
 import ipaddress
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, final, get_args
+from typing import Any, Final, TypeVar, final, get_args
 
 import click
 import trio
@@ -19,7 +19,7 @@ from ..asgi import Endpoint
 from ..hooks import collect
 from ..hub import Hub, HubLimits
 from ..log import EventLog, MemoryLog
-from ..outbox import Overflow, OutboxLimits
+from ..outbox import OutboxLimits, Overflow
 from ..server import serve as serve_app
 from ..service import EVENTS_PATH, Service, report_drain
 from ._logging import configure_logging
@@ -30,22 +30,22 @@ _BACKLOG: Final = 2048
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
-def _option(*names: str, **settings: Any) -> Any:
-    settings.setdefault("show_envvar", True)
-    return click.option(*names, **settings)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Optional(click.ParamType):
+def _option(*names: str, **settings: Any) -> Callable[[F], F]:
+    return click.option(*names, show_envvar=True, **settings)
+
+
+class _Optional(click.ParamType[Any]):
     """A positive number, or ``none`` for no limit."""
 
     name = "number|none"
 
-    def __init__(self, number: click.ParamType) -> None:
+    def __init__(self, number: click.ParamType[Any]) -> None:
         self._number = number
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and value.strip().lower() == "none":
             return None
         return self._number.convert(value, param, ctx)
@@ -202,9 +202,9 @@ def serve(**settings: Any) -> None:
     try:
         graceful = trio.run(_run, service, settings)
     except (OSError, OverflowError) as exc:
+        where, why = ", ".join(settings["bind"]), getattr(exc, "strerror", None) or exc
         raise click.ClickException(
-            f"cannot listen on {', '.join(settings['bind'])}: {getattr(exc, 'strerror', None) or exc}; "
-            "choose another place with --bind HOST:PORT"
+            f"cannot listen on {where}: {why}; choose another place with --bind HOST:PORT"
         ) from exc
     if hub.failure is not None:
         raise click.ClickException(f"the hub failed, and the server stopped: {hub.failure!r}")
@@ -281,8 +281,8 @@ class _Started:
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
 
-    def started(self, urls: Sequence[str] | None = None) -> None:
-        for url in urls or ():
+    def started(self, value: Sequence[str] | None = None) -> None:
+        for url in value or ():
             click.echo("\n".join(self._greeting(url)), err=True)
         # What was made so far stays: the collector need not look at it again. And it
         # should not look often: ten thousand sessions are a lot to look through.

@@ -261,15 +261,14 @@ class EventSource(metaclass=NoPublicConstructor):
 
         A cancellation point always; other tasks run at each read from the network.
         """
-        self._check_open()
+        if not self._events:  # there are none in a source that is closed, or not open yet
+            self._check_open()
         await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            event = self._take()
-            if event is not None:
-                return event
+        while (event := self._take()) is None:
             if self._exhausted:
                 raise StopAsyncIteration
             await self._step()
+        return event
 
     async def wait_open(self) -> None:
         """Wait until there is a connection; connect if need be.

@@ -110,6 +110,7 @@ class Dispatcher:
         self.passes = 0
         self.seconds = 0.0
         self._backlog = 0  # published here, and not yet taken by a pass
+        self._stopped = False
         self._passed = trio.lowlevel.ParkingLot()  # who waits for the end of a pass
 
     def join(self, session: Session) -> None:
@@ -120,10 +121,16 @@ class Dispatcher:
         self._audiences.discard(session)
 
     async def wait_for_room(self) -> None:
-        """Wait while publishers are too far ahead. No checkpoint if they are not."""
-        while self._backlog >= MAX_BACKLOG:
+        """Wait while publishers are too far ahead. No checkpoint if they are not.
+
+        If then nothing comes to be appended, `give_back_room`.
+        """
+        while self._backlog >= MAX_BACKLOG and not self._stopped:
             await self._passed.park()
         self._backlog += 1
+
+    def give_back_room(self) -> None:
+        self._backlog = max(0, self._backlog - 1)
 
     async def wait_past(self, position: int) -> None:
         """Wait until all up to ``position`` was given out."""
@@ -134,11 +141,15 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Dispatch, for ever."""
-        while True:
-            await self._log.wait(self.position)
-            records = _up_to(PASS_BYTES, await self._log.read(self.position, PASS_EVENTS))
-            await self._pass(records)
-            self._backlog = max(0, self._backlog - len(records))
+        try:
+            while True:
+                await self._log.wait(self.position)
+                records = _up_to(PASS_BYTES, await self._log.read(self.position, PASS_EVENTS))
+                await self._pass(records)
+                self._backlog = max(0, self._backlog - len(records))
+                self._passed.unpark_all()
+        finally:
+            self._stopped = True
             self._passed.unpark_all()
 
     async def _pass(self, records: Sequence[Record]) -> None:

@@ -10,7 +10,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -65,14 +65,17 @@ class HubLimits:
     keep_alive: float | None = 15.0
 
     def __post_init__(self) -> None:
+        if self.max_topics is None or self.max_topics < 1:
+            raise ValueError(
+                f"HubLimits(max_topics={self.max_topics}): at least 1, "
+                "as in HubLimits(max_topics=256)"
+            )
         for name in self.__slots__:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(
                     f"HubLimits({name}={value}): a positive, finite number, "
                     f"or None to have no such limit, as in HubLimits({name}=None)"
-                    if name != "max_topics"
-                    else f"HubLimits(max_topics={value}): at least 1"
                 )
 
 
@@ -237,17 +240,29 @@ class Hub:
         try:
             async with self.log, trio.open_nursery() as self._nursery:
                 self._dispatcher.position = self.log.newest
-                self._nursery.start_soon(self._dispatcher.run, name="trio_sse dispatcher")
-                self._nursery.start_soon(self._keeper.run, name="trio_sse keeper")
+                self._nursery.start_soon(self._keep_up, self._dispatcher.run, name="dispatcher")
+                self._nursery.start_soon(self._keep_up, self._keeper.run, name="keeper")
                 self._state = "open"
                 task_status.started()
-        except BaseException as exc:
-            if not isinstance(exc, trio.Cancelled):
-                self._failure = exc
+        except Exception as exc:
+            self._failure = self._failure or exc
             raise
         finally:
             self._state = "closed"
             self._closed.set()
+
+    async def _keep_up(self, service: Callable[[], Awaitable[None]]) -> None:
+        """Run what the hub cannot do without: from when it stops the hub takes nothing more.
+
+        Sessions may go on for as long as their unregister hooks need.
+        """
+        try:
+            await service()
+        except Exception as exc:
+            self._failure = exc
+            raise
+        finally:
+            self._state = "closed"
 
     @property
     def failure(self) -> BaseException | None:
@@ -312,8 +327,12 @@ class Hub:
             raise ValueError('hub.publish(event, []): to which topic? As in publish(event, "news")')
         self.check_open()
         await self._dispatcher.wait_for_room()
-        self.check_open()
-        event_id = await self.log.append(event, topics)
+        try:
+            self.check_open()
+            event_id = await self.log.append(event, topics)
+        except BaseException:
+            self._dispatcher.give_back_room()
+            raise
         self._published += 1
         return event_id
 
@@ -342,7 +361,10 @@ class Hub:
 
         Raises:
             HubClosed: the hub was never opened.
+            ValueError: ``grace`` is negative.
         """
+        if not grace >= 0:
+            raise ValueError(f"hub.drain({grace}): seconds, 0 or more, as in hub.drain(10)")
         if self._state == "new":
             raise HubClosed("a hub that is not open has nothing to drain")
         if self._state == "open":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, final
 
@@ -74,12 +75,10 @@ async def respond_problem(
     head: bool = False,
 ) -> None:
     """Say no, as ``application/problem+json`` (RFC 9457)."""
-    problem = {
-        "type": "about:blank",
-        "title": HTTPStatus(refusal.status).phrase,
-        "status": refusal.status,
-        "detail": refusal.text,
-    }
+    problem: dict[str, object] = {"type": "about:blank"}
+    with suppress(ValueError):  # a status that HTTP has no phrase for
+        problem["title"] = HTTPStatus(refusal.status).phrase
+    problem |= {"status": refusal.status, "detail": refusal.text}
     raw: Headers = [NO_STORE, *headers]
     raw += [(name.lower().encode(), value.encode()) for name, value in refusal.headers]
     if refusal.retry_after is not None:
@@ -94,12 +93,12 @@ async def respond_problem(
     )
 
 
-async def read_body(receive: Receive, *, limit: int, timeout: float) -> bytes:
+async def read_body(receive: Receive, *, limit: int, seconds: float) -> bytes:
     """The request's whole body.
 
     Args:
         limit: bytes.
-        timeout: seconds that the client may take.
+        seconds: how long the client may take.
 
     Raises:
         Refused: 413, 408.
@@ -107,7 +106,7 @@ async def read_body(receive: Receive, *, limit: int, timeout: float) -> bytes:
     """
     parts: list[bytes] = []
     size = 0
-    with trio.move_on_after(timeout):
+    with trio.move_on_after(seconds):
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -118,4 +117,4 @@ async def read_body(receive: Receive, *, limit: int, timeout: float) -> bytes:
                 raise Refused(413, f"the body is larger than {limit} bytes")
             if not message.get("more_body", False):
                 return b"".join(parts)
-    raise Refused(408, f"the body did not arrive within {timeout:g} s")
+    raise Refused(408, f"the body did not arrive within {seconds:g} s")

@@ -144,6 +144,9 @@ class Endpoint:
             await run_lifespan(self.hub, receive, send)
         elif scope["type"] == "http":
             await self.answer(scope, receive, send)
+        elif scope["type"] == "websocket":
+            # Any client may ask: that is no defect of the application's.
+            await send({"type": "websocket.close"})
         else:
             raise RuntimeError(
                 f"trio_sse.Endpoint speaks http, not {scope['type']!r}: "
@@ -199,9 +202,9 @@ class Endpoint:
         if self.hub.state == "draining":
             raise Refused(503, "the server is shutting down", retry_after=5)
         declared = request.headers.get("content-length", "0")
-        if declared.isdigit() and len(declared) < 20 and int(declared) > self._max_body:
+        if declared.isascii() and declared.isdigit() and int(declared[:20]) > self._max_body:
             raise Refused(413, f"the body is larger than {self._max_body} bytes")
-        body = await read_body(receive, limit=self._max_body, timeout=self._body_timeout)
+        body = await read_body(receive, limit=self._max_body, seconds=self._body_timeout)
         publication = Publication.parse(request.headers.get("content-type", ""), body)
         event_id = await self.hub.publish(publication.event, publication.topics)
         await respond_json(send, 201, {"id": event_id}, headers=cors)

@@ -147,7 +147,10 @@ async def test_server_that_is_not_there_yet_is_waited_for(nursery: trio.Nursery)
             )
 
     async with connect(
-        f"http://127.0.0.1:{port}/", reconnect=PROMPT, on_state_change=hook
+        f"http://127.0.0.1:{port}/",
+        reconnect=PROMPT,
+        transport=Transport(trust_env=False),
+        on_state_change=hook,
     ) as events:
         assert await take(events, 1) == ["1"]
         assert events.statistics().attempts >= 2

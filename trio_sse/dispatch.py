@@ -71,8 +71,12 @@ class Audiences:
                 if not self._by_topic[topic]:
                     del self._by_topic[topic]
 
-    def sort(self, records: Sequence[Record]) -> list[tuple[Audience, Sequence[Record]]]:
-        """``records`` by who is to hear them, each audience's in order."""
+    def everyone(self) -> tuple[Session, ...]:
+        """All sessions that have joined."""
+        return tuple(s for audience in self._all.values() for s in audience.sessions)
+
+    def sort(self, records: Sequence[Record]) -> list[tuple[tuple[Session, ...], Sequence[Record]]]:
+        """``records`` by who is to hear them: the sessions as they are now, each in order."""
         sorted_: dict[Audience, list[Record]] = {}
         for record in records:
             for topic in record.topics:
@@ -80,10 +84,12 @@ class Audiences:
                     heard = sorted_.setdefault(audience, [])
                     if not heard or heard[-1] is not record:
                         heard.append(record)
-        found: list[tuple[Audience, Sequence[Record]]] = list(sorted_.items())
-        everyone = self._all.get(None)
-        if everyone is not None:
-            found.append((everyone, records))
+        found: list[tuple[tuple[Session, ...], Sequence[Record]]] = [
+            (tuple(audience.sessions), heard) for audience, heard in sorted_.items()
+        ]
+        everything = self._all.get(None)
+        if everything is not None and records:
+            found.append((tuple(everything.sessions), records))
         return found
 
 
@@ -111,6 +117,9 @@ class Dispatcher:
         self.seconds = 0.0
         self._backlog = 0  # published here, and not yet taken by a pass
         self._stopped = False
+        self._in_pass = False
+        self._turns = 0
+        self._since = 0.0
         self._passed = trio.lowlevel.ParkingLot()  # who waits for the end of a pass
 
     def join(self, session: Session) -> None:
@@ -137,8 +146,6 @@ class Dispatcher:
         while self.position < position or self._in_pass:
             await self._passed.park()
 
-    _in_pass = False
-
     async def run(self) -> None:
         """Dispatch, for ever."""
         try:
@@ -153,32 +160,33 @@ class Dispatcher:
             self._passed.unpark_all()
 
     async def _pass(self, records: Sequence[Record]) -> None:
-        # What a session that joins during the pass has had or asks the log for; it is
-        # not among those served below, because each audience is taken as it is now.
-        missed = self.position < self._log.trimmed
         self._in_pass = True
-        started = time.perf_counter()
-        if records:
-            self.position = records[-1].position
-        gap = Batch.control(gap_notice("trimmed", "", self._log)) if missed else None
-        now = trio.current_time()
-        turns = 0
-        for audience, heard in self._audiences.sort(records):
-            batch = Batch(heard)
-            for session in tuple(audience.sessions):
-                if gap is not None:
-                    self.gaps += 1
-                    session.deliver(gap, now)
-                session.deliver(batch, now)
-                turns += 1
-                if turns % YIELD_EVERY == 0:
-                    self.seconds += time.perf_counter() - started
-                    await trio.lowlevel.checkpoint()
-                    started = time.perf_counter()
+        self._since = time.perf_counter()
+        missed = self.position < self._log.trimmed
+        self.position = records[-1].position if records else max(self.position, self._log.trimmed)
+        # Who is served is settled now, together with the position: a session that joins
+        # during the pass has had these records, or they were published before it came.
+        work = self._audiences.sort(records)
+        if missed:  # whatever it was, it may have concerned any of them
+            everyone = self._audiences.everyone()
+            self.gaps += len(everyone)
+            await self._hand_out(everyone, Batch.control(gap_notice("trimmed", "", self._log)))
+        for sessions, heard in work:
+            await self._hand_out(sessions, Batch(heard))
         self.events += len(records)
         self.passes += 1
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.perf_counter() - self._since
         self._in_pass = False
+
+    async def _hand_out(self, sessions: Sequence[Session], batch: Batch) -> None:
+        now = trio.current_time()
+        for session in sessions:
+            session.deliver(batch, now)
+            self._turns += 1
+            if self._turns % YIELD_EVERY == 0:
+                self.seconds += time.perf_counter() - self._since
+                await trio.lowlevel.checkpoint()
+                self._since = time.perf_counter()
 
     async def replay(self, session: Session, last_event_id: str) -> None:
         """Give ``session`` what followed ``last_event_id``, in pages, then let it join.
@@ -191,33 +199,32 @@ class Dispatcher:
         log = self._log
         cursor = Cursor.parse(last_event_id)
         if cursor is None or cursor.epoch != log.epoch or cursor.position > log.newest:
-            self.gaps += 1
             position = log.trimmed
-            await session.deliver_paced(Batch.control(gap_notice("epoch", last_event_id, log)))
+            await self._tell_of_gap(session, "epoch", last_event_id)
         else:
             position = cursor.position
-            await self.wait_past(position)
         while True:
-            if position < log.trimmed:
-                self.gaps += 1
-                position = log.trimmed
-                await session.deliver_paced(
-                    Batch.control(gap_notice("trimmed", last_event_id, log))
-                )
-                continue
-            if position >= self.position:
+            if position > self.position:
+                await self.wait_past(position)
+            if position == self.position:
                 self.join(session)
                 return
+            end = self.position  # before it reads: all up to here is in the log by then
             records = await log.read(position, PASS_EVENTS)
             if position < log.trimmed:
-                continue
-            end = self.position
+                position = log.trimmed
+                await self._tell_of_gap(session, "trimmed", last_event_id)
             taken = _up_to(PASS_BYTES, [r for r in records if r.position <= end])
-            position = taken[-1].position if taken else end
+            position = taken[-1].position if taken else max(position, end)
             heard = [r for r in taken if _concerns(r, session.topics)]
             if heard:
                 await session.deliver_paced(Batch(heard))
                 self.replayed += len(heard)
+
+    async def _tell_of_gap(self, session: Session, why: str, last_event_id: str) -> None:
+        self.gaps += 1
+        notice = gap_notice(why, last_event_id, self._log)
+        await session.deliver_paced(Batch.control(notice))
 
 
 def _concerns(record: Record, topics: Topics) -> bool:

@@ -65,7 +65,7 @@ class HubLimits:
     keep_alive: float | None = 15.0
 
     def __post_init__(self) -> None:
-        if self.max_topics is None or self.max_topics < 1:
+        if not self.max_topics or self.max_topics < 1:
             raise ValueError(
                 f"HubLimits(max_topics={self.max_topics}): at least 1, "
                 "as in HubLimits(max_topics=256)"

@@ -199,12 +199,14 @@ def _checked_retry(value: int) -> int:
             f"Event(retry={_short(value)}): retry is a whole number of milliseconds, "
             "as in Event(retry=3000)"
         )
+    too_large = 10**RETRY_DIGITS
     if value < 0:
+        right = -value if -value < too_large else 3000
         raise ValueError(
             f"Event(retry={_short(value)}): a reconnection time cannot be negative; "
-            f"in milliseconds, as in Event(retry={_short(-value)})"
+            f"in milliseconds, as in Event(retry={right})"
         )
-    if value >= 10**RETRY_DIGITS:
+    if value >= too_large:
         raise ValueError(
             f"Event(retry={_short(value)}): clients do not take a number of more than "
             f"{RETRY_DIGITS} digits; in milliseconds, as in Event(retry=3000)"
@@ -221,6 +223,8 @@ def _says_nothing(type: str) -> str:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 64:  # Python may refuse to write it
+        return "-..." if value < 0 else "..."
     return reprlib.repr(value)
 
 

@@ -186,6 +186,8 @@ class Decoder:
         """Process text, too short to exceed any bound on its own."""
         if self._by_line:
             text = self._take_lines(text, events)
+            if not text:
+                return
         if "\n" in text:
             if text.endswith("\n\n"):
                 self._take_blocks(text, events)
@@ -250,24 +252,24 @@ class Decoder:
 
     def _take_lines(self, text: str, events: list[Event]) -> str:
         """Process lines as they end, until their block does; what is left of ``text`` then."""
-        at_line_start = not self._parts
-        if at_line_start and text.startswith("\n"):
-            text, rest = "\n", text[1:]
-            self._by_line = False
-        elif (end := text.find("\n\n")) >= 0:
-            text, rest = text[: end + 2], text[end + 2 :]
-            self._by_line = False
-        else:
-            rest = ""
-        if "\n" in text and not at_line_start:
-            text = "".join([*self._parts, text])
-            self._parts.clear()
-            self._parts_size = 0
-        *lines, unfinished = text.split("\n")
-        self._process(lines, events)
-        if unfinished:
-            self._parts.append(unfinished)
-            self._parts_size += _utf8_size(unfinished)
+        rest = ""
+        if "\n" in text:
+            if text[0] == "\n" and not self._parts:
+                end = 1
+            else:
+                end = text.find("\n\n") + 2 if "\n\n" in text else 0
+            if end:
+                text, rest = text[:end], text[end:]
+                self._by_line = False
+            if self._parts:
+                text = "".join([*self._parts, text])
+                self._parts.clear()
+                self._parts_size = 0
+            *lines, text = text.split("\n")
+            self._process(lines, events)
+        if text:
+            self._parts.append(text)
+            self._parts_size += _utf8_size(text)
             if self._parts_size > self._max_line:
                 self._fail("a line", "max_line_size", self._max_line, events)
         return rest

@@ -17,6 +17,7 @@ from hypercorn.config import Config
 from hypercorn.trio.task_group import TaskGroup
 
 from ._respond import Message
+from .asgi import TOO_SLOW
 from .hooks import collect
 
 _DISCONNECTS: Final = ("http.disconnect", "websocket.disconnect")
@@ -61,7 +62,15 @@ class Inbox:
 
 @final
 class AppTasks(TaskGroup):
-    """Hypercorn's tasks for one connection, but for how they receive and how they fail."""
+    """Hypercorn's tasks for one connection, but for how they receive and how they fail.
+
+    Attributes:
+        too_slow: whether the connection was cut because its client took nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.too_slow = False
 
     async def spawn_app(
         self,
@@ -72,8 +81,14 @@ class AppTasks(TaskGroup):
     ) -> Callable[[Any], Awaitable[None]]:
         """Run ``app`` in a task; what to call with the messages that it is to receive."""
         inbox = Inbox(config.max_app_queue_size)
+
+        async def put(message: Message) -> None:
+            if self.too_slow and message["type"] in _DISCONNECTS:
+                message[TOO_SLOW] = True
+            await inbox.put(message)
+
         self.spawn(_run, app, config, scope, inbox, send)
-        return inbox.put
+        return put
 
 
 async def _run(

@@ -75,10 +75,14 @@ class DirectSocket:
     async def send_all(self, framed: bytes) -> None:
         rest = memoryview(framed)
         while rest:
-            try:
-                rest = rest[self._socket.send(rest) :]
-            except BlockingIOError:
-                await self._wait_for_room()
+            rest = rest[await self._send_some(rest) :]
+
+    async def _send_some(self, data: memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            await self._wait_for_room()
+            return 0
 
     async def _wait_for_room(self) -> None:
         try:
@@ -87,7 +91,7 @@ class DirectSocket:
         except (trio.ClosedResourceError, ValueError) as exc:
             raise BrokenPipeError("the connection was closed meanwhile") from exc
         if bound.cancelled_caught:
-            raise TimeoutError(f"the client took nothing for {self._timeout:g} s")
+            raise trio.TooSlowError(f"the client took nothing for {self._timeout:g} s")
 
 
 @final
@@ -221,8 +225,13 @@ class Connection:
         except (trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):
             self.cut()
 
-    def cut(self) -> None:
-        """Close at once; whoever waits on the connection is told. Idempotent."""
+    def cut(self, *, too_slow: bool = False) -> None:
+        """Close at once; whoever waits on the connection is told. Idempotent.
+
+        Args:
+            too_slow: tell the application so, too.
+        """
+        self._task_group.too_slow = self._task_group.too_slow or too_slow
         stream = self._stream
         if isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream

@@ -33,6 +33,8 @@ from .session import EndReason, Handler, Request, Session
 
 DIRECT: Final = "trio_sse.direct"
 """The scope extension by which a server offers `DirectConnection`."""
+TOO_SLOW: Final = "trio_sse.too_slow"
+"""True in an ``http.disconnect`` by which a server gives up a client that takes nothing."""
 SERVER: Final = "trio_sse.server"
 """The key of the ASGI state under which a server asks to be told of the hubs it serves."""
 
@@ -60,6 +62,7 @@ class DirectConnection(Writer, Protocol):
 
         Raises:
             OSError: the connection is lost.
+            trio.TooSlowError: the client took nothing for too long.
         """
         ...
 
@@ -241,8 +244,9 @@ class Endpoint:
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
-                await wait_disconnected(receive)
-                session.end(EndReason.CLIENT_LEFT)
+                disconnect = await wait_disconnected(receive)
+                too_slow = disconnect.get(TOO_SLOW, False)
+                session.end(EndReason.TOO_SLOW if too_slow else EndReason.CLIENT_LEFT)
                 nursery.cancel_scope.cancel(reason="the client left")
 
             nursery.start_soon(watch)
@@ -254,7 +258,7 @@ class Endpoint:
                 else:
                     receive_end.write_directly(direct)
                     await _carry(receive_end, direct.send_all)
-            except TimeoutError:
+            except trio.TooSlowError:
                 session.end(EndReason.TOO_SLOW)
             except OSError:
                 session.end(EndReason.CLIENT_LEFT)
@@ -287,10 +291,11 @@ def _direct_connection(scope: Scope, send: Send) -> DirectConnection | None:
     return direct
 
 
-async def wait_disconnected(receive: Receive) -> None:
+async def wait_disconnected(receive: Receive) -> Message:
     """Take the request's body, which nobody wants, and wait until the client leaves."""
-    while (await receive())["type"] != "http.disconnect":
+    while (message := await receive())["type"] != "http.disconnect":
         pass
+    return message
 
 
 def request_from_scope(scope: Scope) -> Request:

@@ -259,9 +259,9 @@ class Server:
             stalled_before = now - self.send_timeout
             for connection in list(self._connections):
                 idle, sending = connection.idle_since, connection.sending_since
-                if (idle is not None and idle < idle_before) or (
-                    sending is not None and sending < stalled_before
-                ):
+                if sending is not None and sending < stalled_before:
+                    connection.cut(too_slow=True)
+                elif idle is not None and idle < idle_before:
                     connection.cut()
 
 

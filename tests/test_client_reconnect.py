@@ -343,6 +343,17 @@ async def test_event_too_large_comes_after_the_events_before_it(serve: Serve) ->
     assert server.all_closed()
 
 
+async def test_last_event_id_that_just_fits_fits_again(serve: Serve, autojump_clock: Clock) -> None:
+    for line in (b"id:" + b"x" * 97, b"id:  " + b"x" * 95, b"id: " + b"x" * 96):
+        server = serve(sse(line + b"\ndata: 1\n\n"), sse(b"data: 2\n\n"))
+        async with server.connect(max_event_size=100) as source:
+            events = [await source.__anext__() for _ in range(2)]
+        assert (
+            events[1].id == events[0].id == line.removeprefix(b"id:").decode().replace(" ", "", 1)
+        )
+        assert server.requests[1].headers["last-event-id"] == line[3:].strip()
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -585,7 +596,10 @@ async def test_body_exception_survives_leaving_under_cancellation(serve: Serve) 
         ({"headers": [("X A", "b")]}, "one word"),
         ({"method": "get"}, "an HTTP method"),
         ({"method": "HEAD"}, "an HTTP method"),
-        ({"max_event_size": 0}, "at least 1"),
+        ({"max_event_size": 0}, "max_event_size=65536"),
+        ({"max_event_size": 99, "last_event_id": "x" * 96}, "max_event_size=65536"),
+        ({"last_event_id": "\ud800"}, "last_event_id='42'"),
+        ({"headers": {"X-A": "\ud800"}}, "cannot be sent"),
     ],
 )
 def test_connect_refuses_what_cannot_be_sent(arguments: dict[str, str], message: str) -> None:

@@ -42,8 +42,10 @@ class EventStream:
             max_line_size=max_event_size, max_event_size=max_event_size, every_block=True
         )
         # Feeding the id uses up the decoder's one chance to see a BOM; so the BOM is
-        # looked for here, in what has come of it so far.
-        self._decoder.feed(f"id: {last_event_id}\n\n".encode())
+        # looked for here, in what has come of it so far. The space is left out, as the server
+        # may have done, so that a line that just fitted still does.
+        space = " " if last_event_id.startswith(" ") else ""
+        self._decoder.feed(f"id:{space}{last_event_id}\n\n".encode())
         self._bom: bytes | None = b""
         self._idle_timeout = math.inf if idle_timeout is None else idle_timeout
         self._quiet = 0.0  # seconds spent waiting since the last byte

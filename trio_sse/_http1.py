@@ -61,7 +61,10 @@ class Response:
 
 def header_value(value: str) -> bytes | None:
     """As a header carries it, or ``None`` if no header can (RFC 9110, 5.5)."""
-    raw = value.encode(errors="replace").strip(b" \t")
+    try:
+        raw = value.encode().strip(b" \t")
+    except UnicodeEncodeError:  # a lone surrogate
+        return None
     return None if _CONTROL.search(raw) else raw
 
 

@@ -83,7 +83,7 @@ def parse_url(text: str) -> Url:
         if scheme not in DEFAULT_PORTS or not parts.hostname:
             raise ValueError("it needs a scheme, http or https, and a host")
         port = parts.port
-        host = _host(parts.hostname)
+        host = _host(parts.hostname, bracketed="[" in parts.netloc)
         target = _target(parts)
     except ValueError as exc:
         raise ValueError(
@@ -99,8 +99,8 @@ def parse_url(text: str) -> Url:
     )
 
 
-def _host(name: str) -> str:
-    if ":" in name:
+def _host(name: str, *, bracketed: bool) -> str:
+    if bracketed or ":" in name:
         ipaddress.IPv6Address(name)
         return name
     ascii_name = name.encode("idna").decode() if not name.isascii() else name
@@ -111,8 +111,6 @@ def _host(name: str) -> str:
 
 def _target(parts: SplitResult) -> str:
     path = quote(parts.path, safe=_KEPT) or "/"
-    if not path.startswith("/"):
-        path = "/" + path
     return f"{path}?{quote(parts.query, safe=_KEPT)}" if parts.query else path
 
 

@@ -113,8 +113,11 @@ def connect(  # noqa: PLR0913  # those of a request, of an event stream, and two
             f"connect(last_event_id={last_event_id!r}): a line break or another control "
             "character cannot be sent; an id is text on one line, as in last_event_id='42'"
         )
-    if max_event_size < 1:
-        raise ValueError(f"connect(max_event_size={max_event_size}): at least 1 byte")
+    if max_event_size < len(last_event_id.encode()) + len("id: "):
+        raise ValueError(
+            f"connect(max_event_size={max_event_size}): too few bytes for a line with the id; "
+            "some kilobytes at least, as in max_event_size=65536"
+        )
     return EventSource._create(  # pyright: ignore[reportPrivateUsage]  # it is ours
         request, last_event_id, every_block, max_event_size, reconnect, transport, on_state_change
     )

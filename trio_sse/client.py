@@ -197,7 +197,7 @@ class EventSource(metaclass=NoPublicConstructor):
 
     @property
     def ready_state(self) -> ReadyState:
-        """As of the last step that iterating took: nobody watches the connection meanwhile."""
+        """As the last step of iterating left it; nobody watches the connection meanwhile."""
         return self._state
 
     @property

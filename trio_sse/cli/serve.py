@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import ipaddress
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,9 +25,13 @@ from ..server import serve as serve_app
 from ..service import EVENTS_PATH, Service, report_drain
 from ._logging import configure_logging
 from ._settings import load_config_file
+from ._systemd import READY, STOPPING, notify
+from ._workers import Supervisor
 
 ENV_PREFIX: Final = "TRIO_SSE"
 _BACKLOG: Final = 2048
+_HOOK_PATIENCE: Final = 10.0
+"""Seconds that a worker has to end after its grace, before it is killed."""
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
@@ -94,7 +99,7 @@ _COUNT = click.IntRange(min=1)
     metavar="NAME",
     help="Answer only to these host names; behind a proxy on this machine, its public name.",
 )
-@_option("--log", "log_url", default="memory", help="Where events are kept: memory.")
+@_option("--log", default="memory", help="Where events are kept: memory.")
 @_option("--log-events", type=_COUNT, default=100_000, help="Events that the log keeps.")
 @_option("--log-bytes", type=_COUNT, default=64 << 20, help="Bytes that the log keeps.")
 @_option("--max-sessions", type=_COUNT, help="Sessions in all.")
@@ -176,6 +181,8 @@ def serve(**settings: Any) -> None:
         allowed_origins=tuple(settings["allow_origin"]),
         allowed_hosts=tuple(settings["allow_host"]) or None,
     )
+    if settings["workers"] > 1:
+        sys.exit(0 if _run_workers(settings) else 1)
     hub = Hub(
         log=_open_log(settings),
         limits=HubLimits(
@@ -224,10 +231,10 @@ def _check(settings: dict[str, Any]) -> None:
                     f"  TRIO_SSE_PUBLISH_TOKEN=... trio-sse serve --bind {bind}\n"
                     "or say that this is meant, with --no-auth"
                 )
-    if settings["workers"] > 1:
+    if settings["workers"] > 1 and settings["log"] == "memory":
         raise click.UsageError(
             "several workers need a log that they share, and the memory log is each "
-            "process's own: use --workers 1"
+            "process's own; there is no other yet: use --workers 1"
         )
 
 
@@ -242,8 +249,8 @@ def _is_local(bind: str) -> bool:
 
 
 def _open_log(settings: dict[str, Any]) -> EventLog:
-    if settings["log_url"] != "memory":
-        raise click.UsageError(f"--log {settings['log_url']}: the log there is, is: memory")
+    if settings["log"] != "memory":
+        raise click.UsageError(f"--log {settings['log']}: the log there is, is: memory")
     return MemoryLog(max_events=settings["log_events"], max_bytes=settings["log_bytes"])
 
 
@@ -258,7 +265,7 @@ async def _run(service: Service, settings: dict[str, Any]) -> bool:
     failures: list[Exception] = []
     with collect(failures):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(report_drain, service.hub, settings["grace"])
+            nursery.start_soon(_watch_drain, service.hub, settings["grace"])
             await serve_app(
                 service,
                 config,
@@ -274,6 +281,46 @@ async def _run(service: Service, settings: dict[str, Any]) -> bool:
     return "cancelled" not in service.hub.statistics().unregistered
 
 
+def _run_workers(settings: dict[str, Any]) -> bool:
+    """Have several processes do it; whether they all ended in good order."""
+    config = Config()
+    config.bind = list(settings["bind"])
+    config.backlog = _BACKLOG
+    sockets = config.create_sockets().insecure_sockets
+    own = {**settings, "workers": 1, "bind": [f"fd://{sock.fileno()}" for sock in sockets]}
+    supervisor = Supervisor(
+        [sys.executable, "-m", "trio_sse", "serve", "--no-auth"],
+        worker_environment(own),
+        sockets,
+        settings["workers"],
+        patience=settings["grace"] + _HOOK_PATIENCE,
+    )
+    return trio.run(supervisor.run)
+
+
+def worker_environment(settings: dict[str, Any]) -> dict[str, str]:
+    """An environment in which ``trio-sse serve`` has just these settings."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(f"{ENV_PREFIX}_")}
+    own: dict[str, str] = {}
+    for name, value in settings.items():
+        if value is None:
+            # Where there is a default, "none" is what it was set to.
+            text = "none" if name in ("keep_alive", "retry") else ""
+        elif isinstance(value, (tuple, list)):
+            text = " ".join(value)
+        else:
+            text = str(value)
+        if text:
+            own[f"{ENV_PREFIX}_{name.upper()}"] = text
+    return {**inherited, **own}
+
+
+async def _watch_drain(hub: Hub, grace: float) -> None:
+    await hub.wait_draining()
+    notify(STOPPING)
+    await report_drain(hub, grace)
+
+
 @final
 class _Started:
     """What to do once the server listens."""
@@ -284,6 +331,7 @@ class _Started:
     def started(self, value: Sequence[str] | None = None) -> None:
         for url in value or ():
             click.echo("\n".join(self._greeting(url)), err=True)
+        notify(READY)
         # What was made so far stays: the collector need not look at it again. And it
         # should not look often: ten thousand sessions are a lot to look through.
         gc.freeze()

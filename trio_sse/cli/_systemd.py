@@ -1,0 +1,25 @@
+"""Tell the service manager how it goes (sd_notify(3), ``Type=notify``)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Final
+
+NOTIFY_SOCKET: Final = "NOTIFY_SOCKET"
+READY: Final = "READY=1"
+STOPPING: Final = "STOPPING=1"
+
+
+def notify(message: str) -> None:
+    """Send ``message`` if a service manager listens, otherwise do nothing."""
+    address = os.environ.get(NOTIFY_SOCKET)
+    if not address:
+        return
+    if address.startswith("@"):  # Linux' abstract namespace
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(message.encode(), address)
+        except OSError:
+            pass  # its absence is no reason not to serve

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
+import importlib
 import importlib.metadata
+import inspect
 import re
+from types import ModuleType
 from typing import TYPE_CHECKING
+
+import trio_sse
+import trio_sse.testing
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -36,8 +43,11 @@ myst_heading_anchors = 3
 # the list when a signature first names it.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(collections|contextlib|logging|pathlib|ssl|types|typing(_extensions)?)\..*"),
+    (r"py:.*", r"(collections|contextlib|enum|logging|pathlib|random|ssl)\..*"),
+    (r"py:.*", r"(types|typing(_extensions)?)\..*"),
     (r"py:.*", r"(click|h11|hypercorn|outcome|prometheus_client|trio)\..*"),
+    # What a decorator takes and returns.
+    (r"py:class", r"trio_sse\.hooks\.F"),
     # An attribute's docstring may begin with its unit, where Sphinx looks for its type.
     (r"py:class", r"Bytes|Seconds|Milliseconds"),
 ]
@@ -53,16 +63,50 @@ nitpick_ignore = [
 default_role = "py:obj"
 
 
+def written_in(module: ModuleType, name: str) -> str:
+    """The module that defines what ``module`` offers as ``name``."""
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.ImportFrom):
+            if any((alias.asname or alias.name) == name for alias in node.names):
+                source = "." * node.level + (node.module or "")
+                package = module.__spec__.parent if module.__spec__ else None
+                return written_in(importlib.import_module(source, package), name)
+    return module.__name__
+
+
+# Public names call themselves `trio_sse.Name`. Sphinx looks for the docstrings of
+# attributes, the order of members and the meaning of annotations where they are written.
+for public in (trio_sse, trio_sse.testing):
+    for short in public.__all__:
+        vars(public)[short].__module__ = written_in(public, short)
+
+
+def hide_signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, *signature: str | None
+) -> tuple[str, None] | None:
+    """Classes that only the library makes have no arguments to show."""
+    made_by_the_library = name.rpartition(".")[2] in (
+        *("EventSource", "OutboxReceiveEnd", "Session"),
+        *("Exploration", "Moment", "Stream"),
+    )
+    return ("", None) if what == "class" and made_by_the_library else None
+
+
 def resolve_short_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
 ) -> nodes.Element | None:
     """Where `feed` leads outside its class; what is a parameter's name stays as it is.
 
+    Signatures name a class by the module that it is written in; readers find it elsewhere.
     Anything capitalised or qualified that is not found is left to `nitpicky`.
     """
-    if (node.get("refdomain"), node.get("reftype")) != ("py", "obj"):
+    if node.get("refdomain") != "py":
         return None
     short, domain = node["reftarget"], env.domains.python_domain
+    if short.startswith("trio_sse."):
+        short = short.rpartition(".")[2]
+    elif node.get("reftype") != "obj":
+        return None
     found = [
         name
         for name, entry in domain.objects.items()
@@ -72,8 +116,9 @@ def resolve_short_name(
         return domain.resolve_xref(
             env, node["refdoc"], app.builder, "obj", found[0], node, contnode
         )
-    return contnode if re.fullmatch(r"[a-z_]+", short) else None
+    return contnode if re.fullmatch(r"[a-z_]+", node["reftarget"]) else None
 
 
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", hide_signature)
     app.connect("missing-reference", resolve_short_name)

@@ -50,8 +50,8 @@ class EventLog(Protocol):
     """An append-only sequence with a bounded memory.
 
     The hub enters it before anything else and leaves it after everything else. One hub
-    uses it, from one Trio run. A reader that wants what follows position *p* asks
-    `read`, and `wait`s when there is nothing.
+    uses it, from one Trio run. A reader that wants what follows a position calls `read`,
+    and `wait` when there is nothing.
     """
 
     @property

@@ -5,6 +5,7 @@ All of it runs under Trio's mock clock, `trio.testing.MockClock`, as well as wit
 
 from __future__ import annotations
 
+from .._names import name_after as _name_after
 from ._asgi import Response as Response
 from ._asgi import Stream as Stream
 from ._asgi import lifespan as lifespan
@@ -16,3 +17,18 @@ from ._explorer import Exploration as Exploration
 from ._explorer import Moment as Moment
 from ._explorer import NotRepeatable as NotRepeatable
 from ._explorer import explore as explore
+
+__all__ = [
+    "BrokenInterleaving",
+    "Deadlock",
+    "Exploration",
+    "Moment",
+    "NotRepeatable",
+    "Response",
+    "Stream",
+    "explore",
+    "lifespan",
+    "open_stream",
+    "request",
+]
+_name_after(__name__, globals())

@@ -431,6 +431,8 @@ class Hub:
         Raises:
             Refused: the hub is full or drains, or a register hook said so or failed.
             HubClosed: the hub is not open.
+            TypeError: ``topics`` is one string.
+            TypeError: ``topics`` is one string.
         """
         try:
             session = self._admit(request, topics, outbox)
@@ -454,6 +456,11 @@ class Hub:
         self, request: Request, topics: Iterable[str] | None, outbox: OutboxLimits | None
     ) -> Session:
         self.check_open()
+        if isinstance(topics, str):
+            raise TypeError(
+                f"open_session(topics={topics!r}) would be one topic for each letter; "
+                f"several are expected, as in open_session(topics=[{topics!r}])"
+            )
         wanted = None if topics is None else frozenset(topics)
         self._check_limits(request, wanted)
         return Session._create(  # pyright: ignore[reportPrivateUsage]  # made here, and only here

@@ -102,6 +102,10 @@ class Moment:
             )
         self._run.injection = lambda: function(*args)
 
+    def end(self) -> None:
+        """From here on nothing is injected any more: the rest is for looking at the outcome."""
+        self._run.is_over = True
+
     def invariant(self, check: Callable[[], object]) -> None:
         """Call ``check()`` after every task step from here on; it raises what is wrong."""
         self._run.invariants.append(check)
@@ -234,7 +238,7 @@ class _Run(trio.abc.Instrument):
         self._numbers: dict[trio.lowlevel.Task, int] = {}
         self._steps = 0
         self._steps_at_last_wait = -1
-        self._in_scenario = False
+        self.is_over = False  # the scenario, or as much of it as is to be explored
         self._is_stuck = False
         self._nursery: trio.Nursery
         self._root: trio.lowlevel.Task
@@ -242,11 +246,10 @@ class _Run(trio.abc.Instrument):
     async def main(self, scenario: Scenario) -> None:
         self._root = trio.lowlevel.current_task()
         async with trio.open_nursery() as self._nursery:
-            self._in_scenario = True
             try:
                 await scenario(Moment(self))
             finally:
-                self._in_scenario = False
+                self.is_over = True
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         self._numbers[task] = len(self._numbers)
@@ -255,7 +258,7 @@ class _Run(trio.abc.Instrument):
         self._steps += 1
         if self._steps == MAX_STEPS:
             self._fail(Deadlock(f"after {MAX_STEPS} task steps it still runs"))
-        if self.injection is None or not self._in_scenario:
+        if self.injection is None or self.is_over:
             return
         number = self._numbers[task]
         at = len(self.trace)

@@ -162,15 +162,16 @@ class Dispatcher:
     async def _pass(self, records: Sequence[Record]) -> None:
         self._in_pass = True
         self._since = time.perf_counter()
-        missed = self.position < self._log.trimmed
+        hole = self._hole(self.position, records)
         self.position = records[-1].position if records else max(self.position, self._log.trimmed)
         # Who is served is settled now, together with the position: a session that joins
         # during the pass has had these records, or they were published before it came.
         work = self._audiences.sort(records)
-        if missed:  # whatever it was, it may have concerned any of them
+        if hole is not None:  # whatever was in it, it may have concerned any of them
             everyone = self._audiences.everyone()
             self.gaps += len(everyone)
-            await self._hand_out(everyone, Batch.control(gap_notice("trimmed", "", self._log)))
+            notice = gap_notice("trimmed", "", self._log, hole)
+            await self._hand_out(everyone, Batch.control(notice))
         for sessions, heard in work:
             await self._hand_out(sessions, Batch(heard))
         self.events += len(records)
@@ -200,7 +201,7 @@ class Dispatcher:
         cursor = Cursor.parse(last_event_id)
         if cursor is None or cursor.epoch != log.epoch or cursor.position > log.newest:
             position = log.trimmed
-            await self._tell_of_gap(session, "epoch", last_event_id)
+            await self._tell_of_gap(session, "epoch", last_event_id, position)
         else:
             position = cursor.position
         while True:
@@ -211,9 +212,10 @@ class Dispatcher:
                 return
             end = self.position  # before it reads: all up to here is in the log by then
             records = await log.read(position, PASS_EVENTS)
-            if position < log.trimmed:
-                position = log.trimmed
-                await self._tell_of_gap(session, "trimmed", last_event_id)
+            hole = self._hole(position, records)
+            if hole is not None:
+                position = hole
+                await self._tell_of_gap(session, "trimmed", last_event_id, hole)
             taken = _up_to(PASS_BYTES, [r for r in records if r.position <= end])
             position = taken[-1].position if taken else max(position, end)
             heard = [r for r in taken if _concerns(r, session.topics)]
@@ -221,9 +223,22 @@ class Dispatcher:
                 await session.deliver_paced(Batch(heard))
                 self.replayed += len(heard)
 
-    async def _tell_of_gap(self, session: Session, why: str, last_event_id: str) -> None:
+    def _hole(self, position: int, records: Sequence[Record]) -> int | None:
+        """Where the stream goes on, if some of what followed ``position`` was trimmed.
+
+        ``records`` is what was read there. What of it was trimmed since is no hole: it
+        is at hand.
+        """
+        end = self._log.trimmed
+        if records:
+            end = min(end, records[0].position - 1)
+        return end if end > position else None
+
+    async def _tell_of_gap(
+        self, session: Session, why: str, last_event_id: str, resumed_after: int
+    ) -> None:
         self.gaps += 1
-        notice = gap_notice(why, last_event_id, self._log)
+        notice = gap_notice(why, last_event_id, self._log, resumed_after)
         await session.deliver_paced(Batch.control(notice))
 
 
@@ -241,16 +256,16 @@ def _up_to(size: int, records: Sequence[Record]) -> Sequence[Record]:
     return records
 
 
-def gap_notice(why: str, last_event_id: str, log: EventLog) -> bytes:
+def gap_notice(why: str, last_event_id: str, log: EventLog, resumed_after: int) -> bytes:
     """``event: gap``: something was missed, and this is where the stream goes on.
 
     Its id is that place: a client that loses the connection now is not told again.
     """
-    resumed_after = str(Cursor(log.epoch, log.trimmed))
+    place = str(Cursor(log.epoch, resumed_after))
     data = {
         "reason": why,
         "last_event_id": last_event_id,
-        "resumed_after": resumed_after,
+        "resumed_after": place,
         "newest": str(Cursor(log.epoch, log.newest)),
     }
-    return encode(Event(json.dumps(data), type="gap", id=resumed_after))
+    return encode(Event(json.dumps(data), type="gap", id=place))

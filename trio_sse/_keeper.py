@@ -25,16 +25,21 @@ class Keeper:
         self._max_idle = max_idle
         self._sessions = sessions
         # When to look at which session. One entry each; those of ended sessions are
-        # dropped when their time comes. A new entry is never due before an old one.
+        # dropped when their time comes, or when they are the most of it. An entry of a
+        # new session is never due before the others.
         self._due: list[tuple[float, str]] = []
         self._added = trio.lowlevel.ParkingLot()
 
     def watch(self, session: Session) -> None:
         """Look after ``session`` from now on."""
         due = self._next_due(session)
-        if due is not None:
-            heapq.heappush(self._due, (due, session.id))
-            self._added.unpark_all()
+        if due is None:
+            return
+        if len(self._due) > 2 * len(self._sessions) + _YIELD_EVERY:
+            self._due = [entry for entry in self._due if entry[1] in self._sessions]
+            heapq.heapify(self._due)
+        heapq.heappush(self._due, (due, session.id))
+        self._added.unpark_all()
 
     def _next_due(self, session: Session) -> float | None:
         times: list[float] = []

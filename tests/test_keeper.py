@@ -105,7 +105,7 @@ class TestKeepAlive:
 
             async def client(name: str) -> None:
                 async with hub.open_session(Request()) as (_, receive_end):
-                    found[name] = await arrivals(receive_end, 30)
+                    found[name] = await arrivals(receive_end, 20)
 
             nursery.start_soon(client, "slow")
             await trio.sleep(2)

@@ -19,6 +19,7 @@ from typing import Final, Literal, final
 
 import trio
 
+from ._groups import no_lone_group
 from ._keeper import Keeper
 from .dispatch import Dispatcher
 from .errors import HubClosed, Refused
@@ -126,7 +127,9 @@ class Hub:
             await hub.publish(Event("hello"))
 
     Leaving the ``async with`` ends every session as ``cancelled`` and waits for their
-    unregister hooks; `drain` first to say goodbye. Two hubs know nothing of each other.
+    unregister hooks; `drain` first to say goodbye. If the hub itself fails, as when its
+    log cannot be read, the body is cancelled and the failure comes out there. Two hubs
+    know nothing of each other.
 
     Args:
         log: where events are kept for those who come back; by default a `MemoryLog`.
@@ -229,27 +232,33 @@ class Hub:
 
     @asynccontextmanager
     async def _opened(self) -> AsyncGenerator[None, None]:
-        async with trio.open_nursery() as self._outer:
-            await self._outer.start(self._run)
-            try:
-                yield
-            finally:
-                self._outer.cancel_scope.cancel(reason="the hub was left")
+        with no_lone_group():
+            async with trio.open_nursery() as self._outer:
+                await self._outer.start(self._run)
+                try:
+                    yield
+                finally:
+                    self._outer.cancel_scope.cancel(reason="the hub was left")
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         try:
-            async with self.log, trio.open_nursery() as self._nursery:
-                self._dispatcher.position = self.log.newest
-                self._nursery.start_soon(self._keep_up, self._dispatcher.run, name="dispatcher")
-                self._nursery.start_soon(self._keep_up, self._keeper.run, name="keeper")
-                self._state = "open"
-                task_status.started()
+            async with self.log:
+                with no_lone_group():
+                    await self._hold_parent_nursery(task_status)
         except Exception as exc:
             self._failure = self._failure or exc
             raise
         finally:
             self._state = "closed"
             self._closed.set()
+
+    async def _hold_parent_nursery(self, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as self._nursery:
+            self._dispatcher.position = self.log.newest
+            self._nursery.start_soon(self._keep_up, self._dispatcher.run, name="dispatcher")
+            self._nursery.start_soon(self._keep_up, self._keeper.run, name="keeper")
+            self._state = "open"
+            task_status.started()
 
     async def _keep_up(self, service: Callable[[], Awaitable[None]]) -> None:
         """Run what the hub cannot do without: from when it stops the hub takes nothing more.

@@ -18,9 +18,9 @@ from urllib.parse import unquote, urlencode
 
 import trio
 
+from .._groups import no_lone_group
 from .._respond import ASGIApp, Message, Scope
 from ..wire import Decoder, Event
-from ._alone import no_lone_groups
 
 Fields = Mapping[str, str] | Iterable[tuple[str, str]]
 
@@ -245,7 +245,7 @@ async def open_stream(
         finally:
             exchange.stop()
 
-    with no_lone_groups():
+    with no_lone_group():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run, name=f"{method} {url}")
             try:
@@ -359,7 +359,7 @@ async def lifespan(app: ASGIApp) -> AsyncGenerator[ASGIApp, None]:
         if answer["type"] != f"lifespan.{what}.complete":
             raise RuntimeError(f"{answer['type']}: {answer.get('message', '')}")
 
-    with no_lone_groups():
+    with no_lone_group():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run, name="lifespan")
             await tell("startup")

@@ -23,7 +23,7 @@ import outcome
 import trio
 import trio.testing
 
-from ._alone import alone
+from .._groups import no_lone_group
 
 Scenario = Callable[["Moment"], Awaitable[object]]
 
@@ -180,7 +180,7 @@ def _run_once(
                 instruments=[run],
             )
         except Exception as exc:
-            error = alone(exc)
+            error = exc
     error = run.failure or error
     if error is not None:
         where = "nothing" if step is None else f"the injection before step {step} ({run.before})"
@@ -245,11 +245,12 @@ class _Run(trio.abc.Instrument):
 
     async def main(self, scenario: Scenario) -> None:
         self._root = trio.lowlevel.current_task()
-        async with trio.open_nursery() as self._nursery:
-            try:
-                await scenario(Moment(self))
-            finally:
-                self.is_over = True
+        with no_lone_group():
+            async with trio.open_nursery() as self._nursery:
+                try:
+                    await scenario(Moment(self))
+                finally:
+                    self.is_over = True
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         self._numbers[task] = len(self._numbers)

@@ -21,7 +21,7 @@ import trio
 
 from ._groups import no_lone_group
 from ._keeper import Keeper
-from .dispatch import Dispatcher
+from .dispatch import YIELD_EVERY, Dispatcher
 from .errors import HubClosed, Refused
 from .hooks import Hooks
 from .log import EventLog, MemoryLog
@@ -395,7 +395,7 @@ class Hub:
                     await session.wait_ended()
         with trio.CancelScope(deadline=deadline):
             await self._dispatcher.wait_past(self.log.newest)
-        self._say_goodbye()
+        await self._say_goodbye()
         with trio.CancelScope(deadline=deadline):
             while self._receive_ends:
                 await self._requests_done.park()
@@ -403,10 +403,12 @@ class Hub:
             receive_end.close()
         self._nursery.cancel_scope.cancel(reason="drained")
 
-    def _say_goodbye(self) -> None:
+    async def _say_goodbye(self) -> None:
         # At five hundred a second they can all be served again.
         spread = min(30_000, max(2_000, 2 * len(self._alive)))
-        for session in list(self._alive):
+        for number, session in enumerate(list(self._alive), 1):
+            if number % YIELD_EVERY == 0:
+                await trio.lowlevel.checkpoint()
             retry = self._rng.randrange(1_000, 1_000 + spread)
             session.deliver_control(encode(Event(retry=retry, comment="draining")))
             session.end(EndReason.DRAINED)
@@ -440,7 +442,6 @@ class Hub:
         Raises:
             Refused: the hub is full or drains, or a register hook said so or failed.
             HubClosed: the hub is not open.
-            TypeError: ``topics`` is one string.
             TypeError: ``topics`` is one string.
         """
         try:

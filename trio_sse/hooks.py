@@ -12,11 +12,11 @@ import logging
 import math
 import sys
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+from contextlib import AbstractAsyncContextManager, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, final
 
 import trio
-from exceptiongroup import catch
 
 from .errors import Refused
 
@@ -205,17 +205,47 @@ class Hooks:
         return trio.TooSlowError(f"{what} {_name(hook)} took more than {self.timeout} s")
 
 
-def collect(failures: list[Exception]) -> AbstractContextManager[Any]:
-    """Contain the exceptions of a block, also those that come together with `Cancelled`."""
+@final
+class collect:  # noqa: N801  # used like a function, as contextlib's own are
+    """Contain the exceptions of a block, also those that come together with `Cancelled`.
 
-    def take(group: BaseExceptionGroup[Exception]) -> None:
+    They are put into ``failures``, without the groups they came in. It differs from
+    ``exceptiongroup.catch`` in what it leaves behind when there are none: a group of
+    `Cancelled` passes as it is, rather than as a copy that keeps its own traceback, and
+    with it all that the session had, until the cyclic collector comes.
+    """
+
+    __slots__ = ("_failures",)
+
+    def __init__(self, failures: list[Exception]) -> None:
+        self._failures = failures
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool:
+        if not isinstance(exc, BaseExceptionGroup):
+            if isinstance(exc, Exception):
+                self._failures.append(exc)
+            return isinstance(exc, Exception)
+        ours, rest = cast("BaseExceptionGroup[BaseException]", exc).split(Exception)
+        if ours is not None:
+            self._take(ours)
+            if rest is not None:
+                raise rest from exc.__cause__
+        return rest is None
+
+    def _take(self, group: BaseExceptionGroup[Exception]) -> None:
         for exc in group.exceptions:
             if isinstance(exc, BaseExceptionGroup):
-                take(exc)
+                self._take(exc)
             else:
-                failures.append(exc)
-
-    return catch({Exception: take})
+                self._failures.append(exc)
 
 
 def _refusal(failures: list[Exception]) -> Exception:

@@ -234,12 +234,12 @@ class Session(metaclass=NoPublicConstructor):
         """For tasks that live no longer than the session.
 
         Raises:
-            RuntimeError: before the session has registered.
+            RuntimeError: before the session has registered, or after it has ended.
         """
         if self._nursery is None:
             raise RuntimeError(
-                "a session has its nursery once it is registered: "
-                "use session.nursery in the handler, not in a register hook"
+                "a session has its nursery from when it is registered until it ends: "
+                "use session.nursery in the handler, not in a hook"
             )
         return self._nursery
 
@@ -398,6 +398,8 @@ class Session(metaclass=NoPublicConstructor):
                         # cancellation that came from above, and the rest is reached.
                         protected.shield = True
                         self._settle(failures)
+                        # It keeps the exception that ended it, whose traceback leads here.
+                        self._nursery = None
         finally:
             if did_register:
                 assert self._end_reason is not None
@@ -406,6 +408,7 @@ class Session(metaclass=NoPublicConstructor):
                 # Of its own: a context manager around the session may be what is cancelled.
                 with trio.CancelScope(shield=True):  # bounded: each hook is
                     await hooks.error(self, *failures)
+                    failures.clear()  # their tracebacks lead here
                     await hooks.unregister(self, self._end_reason)
 
     async def _in_nursery(self, main: Handler) -> None:

@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import reference_decoder
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wire_cases import CASES, Block, Case, block_of, ways_to_cut
 
@@ -153,6 +153,7 @@ def cut_streams(draw: st.DrawFn) -> list[bytes]:
     return [stream[a:b] for a, b in zip([0, *places], [*places, len(stream)], strict=True)]
 
 
+@settings(max_examples=500, deadline=None)
 @given(chunks=cut_streams())
 @example(chunks=[b"data: a\ndata: data: b\n\n"])
 def test_any_stream_says_what_the_reference_reads(chunks: list[bytes]) -> None:
@@ -163,6 +164,7 @@ def test_any_stream_says_what_the_reference_reads(chunks: list[bytes]) -> None:
     assert (decoder.last_event_id, decoder.retry) == (meaning.last_event_id, meaning.retry)
 
 
+@settings(max_examples=500, deadline=None)
 @given(
     chunks=cut_streams(),
     max_line_size=st.integers(1, 60),

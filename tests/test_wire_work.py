@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 import reference_decoder
 from counted_work import Work, counted, match_steps
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_sse import _event, wire
@@ -156,6 +156,25 @@ def test_a_piece_of_a_line_costs_the_same_however_much_is_held(size: int) -> Non
     assert work.total - before < 12 * fed
 
 
+@pytest.mark.parametrize("pause", [0, 1, 2, 3])
+def test_after_a_large_block_small_ones_cost_what_they_did_before(pause: int) -> None:
+    work = Work()
+    decoder = counted(WIRE, vars(wire), work)["Decoder"](max_event_size=1000)
+
+    def cost(chunk: bytes) -> int:
+        before = work.total
+        assert len(decoder.feed(chunk)) == 2
+        return work.total - before
+
+    small = b"data: x\ndata: y\nid: 1\n\n" * 2
+    cost(small)  # the first may have a BOM
+    as_before = cost(small)
+    large = b"data: x\n" * 100 + b"\n"
+    decoder.feed(large[: len(large) - pause])
+    decoder.feed(large[len(large) - pause :])
+    assert cost(small) == as_before
+
+
 # The expression for whole blocks.
 
 STEPS_PER_CHARACTER: Final = 16
@@ -182,6 +201,7 @@ def test_matching_blocks_is_linear(first: str, repeated: str, last: str) -> None
     assert max(growth(steps, 250)) < LINEAR
 
 
+@settings(deadline=None)
 @given(text=st.lists(st.sampled_from(BLOCKS), max_size=60).map("".join))
 def test_matching_any_blocks_takes_a_fixed_number_of_steps_a_character(text: str) -> None:
     text += "\n\n"

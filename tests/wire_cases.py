@@ -122,6 +122,15 @@ FIELDS: Final = [
         b": a\n\n:b\n:  c\ndata: d\n\n",
         [Block(None, comment="a"), Block("d", comment="b\n c")],
     ),
+    Case(
+        "comments are for one block",
+        b": " + b"a" * 30 + b"\n\n: " + b"b" * 30 + b"\n\n: " + b"c" * 30 + b"\ndata: d\n\n",
+        [
+            Block(None, comment="a" * 30),
+            Block(None, comment="b" * 30),
+            Block("d", comment="c" * 30),
+        ],
+    ),
     Case("one space after the colon is dropped", b"data:  a\ndata:b\n\n", [Block(" a\nb")]),
     Case("other white space stays", b"data:\ta \rdata: \ndata:b\n\n", [Block("\ta \n\nb")]),
     Case("a space before the name is part of it", b" data: a\ndata: b\n\n", [Block("b")]),

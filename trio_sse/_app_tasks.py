@@ -66,11 +66,13 @@ class AppTasks(TaskGroup):
 
     Attributes:
         too_slow: whether the connection was cut because its client took nothing.
+        has_failed: whether the application has, which was logged.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.too_slow = False
+        self.has_failed = False
 
     async def spawn_app(
         self,
@@ -87,28 +89,24 @@ class AppTasks(TaskGroup):
                 message[TOO_SLOW] = True
             await inbox.put(message)
 
-        self.spawn(_run, app, config, scope, inbox, send)
+        self.spawn(self._run, app, config, scope, inbox, send)
         return put
 
-
-async def _run(
-    app: Callable[..., Awaitable[None]],
-    config: Config,
-    scope: Any,
-    inbox: Inbox,
-    send: Callable[[Any], Awaitable[None]],
-) -> None:
-    failures: list[Exception] = []
-    try:
-        with collect(failures):
-            await app(scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
-    finally:
-        inbox.close()
-        for failure in failures:
-            await config.log.error("Error in the application", exc_info=failure)
-    try:
+    async def _run(
+        self,
+        app: Callable[..., Awaitable[None]],
+        config: Config,
+        scope: Any,
+        inbox: Inbox,
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        failures: list[Exception] = []
+        try:
+            with collect(failures):
+                await app(scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+        finally:
+            inbox.close()
+            for failure in failures:
+                self.has_failed = True
+                await config.log.error("Error in the application", exc_info=failure)
         await send(None)  # Hypercorn's sign that it has returned
-    except Exception as exc:
-        if not failures:
-            raise
-        raise ConnectionAbortedError("the application left its response in disorder") from exc

@@ -35,6 +35,8 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 _RECEIVE_SIZE: Final = 1 << 16
 _SEND_PIECE: Final = 1 << 16
 """Bytes; each has the send deadline to itself, so that a slow reader is not a stalled one."""
+_LOST: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+"""How connections end that nobody did anything wrong with; TooSlowError is a handshake's."""
 
 
 class HTTP1Only(H11Protocol):
@@ -135,7 +137,8 @@ class Connection:
         finally:
             self.cut()
             for failure in failures:
-                if not isinstance(failure, (OSError, trio.BrokenResourceError)):
+                # What follows from an application's failure has been logged with it.
+                if not isinstance(failure, _LOST) and not self._task_group.has_failed:
                     await self._server.report(failure)
 
     async def _serve(self) -> None:

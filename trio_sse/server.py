@@ -36,6 +36,7 @@ from .hub import Hub
 
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _ACCEPT_PAUSE: Final = 0.1
+_COMPLAIN_EVERY: Final = 60.0
 _LOOK_EVERY: Final = 1.0
 _ACCEPT_BATCH: Final = 64
 _USER_TIMEOUT: Final = 60_000
@@ -155,9 +156,11 @@ class Server:
         lifespan = Lifespan(self.application, self.config, self.state)
         async with trio.open_nursery() as nursery:
             await nursery.start(lifespan.handle_lifespan)
-            await lifespan.wait_for_startup()
+            with suppress(trio.ClosedResourceError):  # the application has returned:
+                await lifespan.wait_for_startup()  # it does without a lifespan
             yield
-            await lifespan.wait_for_shutdown()
+            with suppress(trio.ClosedResourceError):
+                await lifespan.wait_for_shutdown()
             nursery.cancel_scope.cancel(reason="the application has shut down")
 
     async def _wait_for_trigger(
@@ -182,24 +185,31 @@ class Server:
         self, listeners: list[Listener], grace: float, task_status: trio.TaskStatus[list[str]]
     ) -> None:
         async with trio.open_nursery() as connections:
-            async with trio.open_nursery() as front:
-                for listener in listeners:
-                    listener.socket.listen(self.config.backlog)
-                    front.start_soon(self._accept, listener, connections)
-                    await self.config.log.info(f"Running on {listener.url}")
-                task_status.started([listener.url for listener in listeners])
-                connections.start_soon(self._look_after_connections)
-                await self._must_stop.wait()
-                deadline = trio.current_time() + grace
-                # Still accepting: who asks is told 503, health checks too.
-                async with trio.open_nursery() as drains:
-                    for hub in self._hubs:
-                        drains.start_soon(hub.drain, grace)
-                front.cancel_scope.cancel(reason="the server stops accepting")
-            await self._finish_requests(deadline)
-            connections.cancel_scope.cancel(reason="the server's grace is over")
-            for connection in list(self._connections):
-                connection.cut()
+            try:
+                async with trio.open_nursery() as front:
+                    for listener in listeners:
+                        listener.socket.listen(self.config.backlog)
+                        front.start_soon(self._accept, listener, connections)
+                        await self.config.log.info(f"Running on {listener.url}")
+                    task_status.started([listener.url for listener in listeners])
+                    connections.start_soon(self._look_after_connections)
+                    await self._must_stop.wait()
+                    deadline = trio.current_time() + grace
+                    # Still accepting: who asks is told 503, health checks too.
+                    await self._drain_hubs(grace)
+                    front.cancel_scope.cancel(reason="the server stops accepting")
+                await self._finish_requests(deadline)
+            finally:
+                connections.cancel_scope.cancel(reason="the server ends")
+                # To cancel is not enough for an application that shields its sends.
+                for connection in list(self._connections):
+                    connection.cut()
+
+    async def _drain_hubs(self, grace: float) -> None:
+        async with trio.open_nursery() as drains:
+            for hub in self._hubs:
+                if hub.state != "new":  # somebody forgot to open it: nothing to drain
+                    drains.start_soon(hub.drain, grace)
 
     async def _finish_requests(self, deadline: float) -> None:
         """Let requests in flight end; the others have nothing to wait for."""
@@ -212,6 +222,7 @@ class Server:
                 await self._connection_ended.park()
 
     async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
+        quiet_until = -math.inf
         while True:
             await trio.lowlevel.wait_readable(listener.socket)
             try:
@@ -221,9 +232,11 @@ class Server:
                 pass
             except OSError as exc:
                 if exc.errno in _OUT_OF_RESOURCES:
-                    await self.config.log.error(
-                        "Cannot accept (%s); trying again in %s s", exc.strerror, _ACCEPT_PAUSE
-                    )
+                    if trio.current_time() >= quiet_until:
+                        quiet_until = trio.current_time() + _COMPLAIN_EVERY
+                        await self.config.log.error(
+                            "Cannot accept (%s); trying every %s s", exc.strerror, _ACCEPT_PAUSE
+                        )
                     await trio.sleep(_ACCEPT_PAUSE)
 
     def _start(self, listener: Listener, nursery: trio.Nursery, sock: socket.socket) -> None:
@@ -239,10 +252,11 @@ class Server:
             stream = trio.SSLStream(
                 plain, listener.ssl_context, server_side=True, https_compatible=True
             )
-        nursery.start_soon(self._run_connection, Connection(self, sock, stream))
+        connection = Connection(self, sock, stream)
+        self._connections[connection] = None
+        nursery.start_soon(self._run_connection, connection)
 
     async def _run_connection(self, connection: Connection) -> None:
-        self._connections[connection] = None
         try:
             await connection.run()
         finally:
@@ -282,13 +296,14 @@ class Listener:
 @contextmanager
 def _bound(config: Config) -> Generator[list[Listener], None, None]:
     """Sockets for all that ``config`` binds, not listening yet; closed in the end."""
-    sockets = config.create_sockets()
     context = config.create_ssl_context()
+    sockets = config.create_sockets()
     listeners = [Listener(sock, context) for sock in sockets.secure_sockets]
     listeners += [Listener(sock, None) for sock in sockets.insecure_sockets]
     with ExitStack() as stack:
         for listener in listeners:
             stack.enter_context(listener.socket)
+        for listener in listeners:
             _notice_dead_peers(listener.socket)
         yield listeners
 

@@ -64,7 +64,7 @@ class Event:
         # Text that is beyond doubt is told from the rest right here, for a call takes longer.
         if data is not None and not (data.__class__ is str and data.isascii()):
             data = _checked_text("data", data)
-        if type is not DEFAULT_TYPE:
+        if type is not DEFAULT_TYPE and not (type.__class__ is str and type.isidentifier()):
             type = _checked_type(type)
         if id is not None and not (id.__class__ is str and id.isascii() and id.isprintable()):
             id = _checked_id(id)

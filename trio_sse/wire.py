@@ -180,7 +180,8 @@ class Decoder:
             text = text.removeprefix("\n")
         if text.endswith("\r"):
             self._after_cr = True
-        return text.replace("\r\n", "\n").replace("\r", "\n")
+        text = text.replace("\r\n", "\n")
+        return text.replace("\r", "\n") if "\r" in text else text
 
     def _take(self, text: str, events: list[Event]) -> None:
         """Process text, too short to exceed any bound on its own."""

@@ -393,9 +393,11 @@ class Hub:
             for session in list(self._alive):
                 if session.awaits_drain:
                     await session.wait_ended()
-        with trio.CancelScope(deadline=deadline):
+        with trio.move_on_at((trio.current_time() + deadline) / 2):
             await self._dispatcher.wait_past(self.log.newest)
         await self._say_goodbye()
+        for _ in range(2):  # whoever listens right now has taken it then
+            await trio.lowlevel.cancel_shielded_checkpoint()
         with trio.CancelScope(deadline=deadline):
             while self._receive_ends:
                 await self._requests_done.park()

@@ -143,14 +143,13 @@ def test_publish_takes_lines_of_standard_input() -> None:
 
 
 def test_listen_ends_cleanly_when_its_reader_leaves() -> None:
-    with serving() as service:
-        with listening(service.events) as listener:
-            assert listener.stdout is not None
-            listener.stdout.close()
-            run("publish", service.events, "into the closed pipe")
-            assert listener.wait(PATIENCE) == 0
-            assert listener.stderr is not None
-            assert "Traceback" not in listener.stderr.read()
+    with serving() as service, listening(service.events) as listener:
+        assert listener.stdout is not None
+        listener.stdout.close()
+        run("publish", service.events, "into the closed pipe")
+        assert listener.wait(PATIENCE) == 0
+        assert listener.stderr is not None
+        assert "Traceback" not in listener.stderr.read()
 
 
 def test_listen_says_where_it_was_on_ctrl_c() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+
 from trio_sse.cli.serve import ENV_PREFIX, serve, worker_environment
 
 PATIENCE = 30.0

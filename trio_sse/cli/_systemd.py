@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from typing import Final
 
 NOTIFY_SOCKET: Final = "NOTIFY_SOCKET"
@@ -19,7 +20,5 @@ def notify(message: str) -> None:
     if address.startswith("@"):  # Linux' abstract namespace
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
+        with suppress(OSError):  # its absence is no reason not to serve
             sock.sendto(message.encode(), address)
-        except OSError:
-            pass  # its absence is no reason not to serve

@@ -8,7 +8,6 @@ what an application that has returned did not read is dropped.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, final
 
@@ -31,7 +30,7 @@ class Inbox:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._messages: deque[Message] = deque()
+        self._messages: list[Message] = []  # few: `limit` is ten
         self._closed = False  # nobody reads any more
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -53,7 +52,7 @@ class Inbox:
         if self._messages[0]["type"] in _DISCONNECTS:
             return self._messages[0]
         self._changed.unpark_all()
-        return self._messages.popleft()
+        return self._messages.pop(0)
 
     def close(self) -> None:
         self._closed = True

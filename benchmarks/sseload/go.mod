@@ -1,0 +1,3 @@
+module sseload
+
+go 1.22

@@ -717,8 +717,7 @@ class TestAround:
             assert await stay(hub) == b""
             await trio.sleep(2)
             assert hub.sessions == {}
-        reason = EndReason.application("a context manager around it was cancelled")
-        assert calls == [reason, "last", ("error", failure)]
+        assert calls == [EndReason.CANCELLED, "last", ("error", failure)]
 
 
 @pytest.mark.parametrize("timeout", [0, -1, math.inf, math.nan])

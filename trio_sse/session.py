@@ -6,7 +6,6 @@ task's nursery closes it. Everyone else asks, with `Session.end`.
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -62,7 +61,10 @@ class EndReason:
     REPLACED: ClassVar[EndReason]
     """A newer session took its place."""
     CANCELLED: ClassVar[EndReason]
-    """The hub was left, cancelled, or failed, without being drained."""
+    """What is around it was: the hub was left, cancelled, or failed, without being drained.
+
+    Or a context manager around the session, whose failure the error hooks then get.
+    """
 
     @classmethod
     def application(cls, text: str) -> EndReason:
@@ -429,9 +431,6 @@ class Session(metaclass=NoPublicConstructor):
             self.end(EndReason("deadline", f"open for {age:.0f} s"))
         elif self.cancel_scope.cancel_called:
             self.end(EndReason.application("its cancel scope was cancelled"))
-        elif trio.current_effective_deadline() == -math.inf:
-            # Not the hub: by now there is a shield between.
-            self.end(EndReason.application("a context manager around it was cancelled"))
         else:
             self.end(EndReason.CANCELLED)
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_sse import Decoder, Event, OutboxLimits, encode
+from trio_sse._app_tasks import Inbox
 from trio_sse._connection import DirectSocket
 from trio_sse.log import Record
 from trio_sse.outbox import Batch, OutboxReceiveEnd, OutboxSendEnd, Tally, open_outbox
@@ -61,7 +62,7 @@ def direct_socket(sock: FakeSocket, seconds: float = 30) -> DirectSocket:
     async def send(message: Any) -> None:
         raise AssertionError("not through ASGI")
 
-    return DirectSocket(sock, send, seconds)  # type: ignore[arg-type]  # all it uses is send
+    return DirectSocket(sock, send, Inbox(10), seconds)  # type: ignore[arg-type]  # all it uses is send
 
 
 async def carry(receive_end: OutboxReceiveEnd, direct: DirectSocket) -> None:

@@ -26,12 +26,13 @@ _DISCONNECTS: Final = ("http.disconnect", "websocket.disconnect")
 class Inbox:
     """Messages for one application, in order."""
 
-    __slots__ = ("_changed", "_closed", "_limit", "_messages")
+    __slots__ = ("_changed", "_closed", "_limit", "_messages", "_when_gone")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._messages: list[Message] = []  # few: `limit` is ten
         self._closed = False  # nobody reads any more
+        self._when_gone: Callable[[bool], None] | None = None  # who has had enough of reading
         self._changed = trio.lowlevel.ParkingLot()
 
     async def put(self, message: Message) -> None:
@@ -40,9 +41,12 @@ class Inbox:
             await trio.lowlevel.checkpoint()
             while len(self._messages) >= self._limit and not self._closed:
                 await self._changed.park()
-        if not self._closed:
-            self._messages.append(message)
-            self._changed.unpark_all()
+        if self._closed:
+            return
+        self._messages.append(message)
+        self._changed.unpark_all()
+        if self._when_gone is not None:
+            self.when_gone(self._when_gone)
 
     async def receive(self) -> Message:
         """The next message. A disconnect is the last, and is given as often as asked."""
@@ -54,8 +58,19 @@ class Inbox:
         self._changed.unpark_all()
         return self._messages.pop(0)
 
+    def when_gone(self, call: Callable[[bool], None]) -> None:
+        """Instead of reading: drop what comes, and call ``call`` once at a disconnect."""
+        gone = [message for message in self._messages if message["type"] in _DISCONNECTS]
+        self._messages.clear()
+        self._when_gone = None if gone else call
+        self._changed.unpark_all()
+        if gone:
+            self._closed = True
+            call(gone[0].get(TOO_SLOW, False))
+
     def close(self) -> None:
         self._closed = True
+        self._when_gone = None
         self._changed.unpark_all()
 
 
@@ -66,12 +81,14 @@ class AppTasks(TaskGroup):
     Attributes:
         too_slow: whether the connection was cut because its client took nothing.
         has_failed: whether the application has, which was logged.
+        inbox: of the request that came last; in HTTP/1.1, the one there is.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.too_slow = False
         self.has_failed = False
+        self.inbox: Inbox
 
     async def spawn_app(
         self,
@@ -81,7 +98,7 @@ class AppTasks(TaskGroup):
         send: Callable[[Any], Awaitable[None]],
     ) -> Callable[[Any], Awaitable[None]]:
         """Run ``app`` in a task; what to call with the messages that it is to receive."""
-        inbox = Inbox(config.max_app_queue_size)
+        inbox = self.inbox = Inbox(config.max_app_queue_size)
 
         async def put(message: Message) -> None:
             if self.too_slow and message["type"] in _DISCONNECTS:

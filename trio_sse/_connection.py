@@ -19,7 +19,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from ._app_tasks import AppTasks
+from ._app_tasks import AppTasks, Inbox
 from ._respond import Receive, Scope, Send
 from .asgi import DIRECT
 from .hooks import collect
@@ -52,11 +52,14 @@ class HTTP1Only(H11Protocol):
 class DirectSocket:
     """Writes a chunked response body to a socket, past ASGI: see `DirectConnection`."""
 
-    __slots__ = ("_socket", "_timeout", "send")
+    __slots__ = ("_inbox", "_is_gone", "_socket", "_timeout", "_waiting", "send")
 
-    def __init__(self, sock: socket.socket, send: Send, timeout: float) -> None:
+    def __init__(self, sock: socket.socket, send: Send, inbox: Inbox, timeout: float) -> None:
         self._socket = sock
+        self._inbox = inbox
         self._timeout = timeout
+        self._waiting: trio.CancelScope | None = None  # for room
+        self._is_gone = False
         self.send = send
 
     def write(self, batch: Batch) -> bytes:
@@ -74,6 +77,15 @@ class DirectSocket:
         """``data`` as one chunk (RFC 9112, 7.1)."""
         return b"%x\r\n%b\r\n" % (len(data), data)
 
+    def when_gone(self, call: Callable[[bool], None]) -> None:
+        def gone(too_slow: bool) -> None:
+            call(too_slow)
+            self._is_gone = True
+            if self._waiting is not None:
+                self._waiting.cancel(reason="the client has gone")
+
+        self._inbox.when_gone(gone)
+
     async def send_all(self, framed: bytes) -> None:
         rest = memoryview(framed)
         while rest:
@@ -88,11 +100,14 @@ class DirectSocket:
 
     async def _wait_for_room(self) -> None:
         try:
-            with trio.move_on_after(self._timeout) as bound:
+            with trio.move_on_after(self._timeout) as self._waiting:
                 await trio.lowlevel.wait_writable(self._socket)
         except (trio.ClosedResourceError, ValueError) as exc:
             raise BrokenPipeError("the connection was closed meanwhile") from exc
-        if bound.cancelled_caught:
+        ran_out, self._waiting = self._waiting.cancelled_caught, None
+        if self._is_gone:
+            raise BrokenPipeError("the client has gone")
+        if ran_out:
             raise trio.TooSlowError(f"the client took nothing for {self._timeout:g} s")
 
 
@@ -177,7 +192,9 @@ class Connection:
         self, scope: Scope, receive: Receive, send: Send, *rest: Callable[..., Any]
     ) -> None:
         if scope["type"] == "http":
-            direct = DirectSocket(self._socket, send, self._server.send_timeout)
+            direct = DirectSocket(
+                self._socket, send, self._task_group.inbox, self._server.send_timeout
+            )
             scope["extensions"][DIRECT] = direct
         await self._server.application(scope, receive, send, *rest)
 

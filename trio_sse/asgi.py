@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol, final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Protocol, final
 
 import trio
 
@@ -63,6 +63,14 @@ class DirectConnection(Writer, Protocol):
         Raises:
             OSError: the connection is lost.
             trio.TooSlowError: the client took nothing for too long.
+        """
+        ...
+
+    def when_gone(self, call: Callable[[bool], None]) -> None:
+        """Call ``call`` once when the client has gone, and whether for taking nothing.
+
+        At once, if it has. What the client sends meanwhile is dropped: from now on
+        nobody is to wait for the request's messages.
         """
         ...
 
@@ -240,44 +248,54 @@ class Endpoint:
         send: Send,
         headers: Headers,
     ) -> None:
+        def gone(too_slow: bool) -> None:
+            session.end(EndReason.TOO_SLOW if too_slow else EndReason.CLIENT_LEFT)
+            receive_end.close()
+
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        greeting = _body(self._greeting)
+        direct = _direct_connection(scope, send)
+        if direct is not None:
+            # No task is needed to hear of the client's leaving, and none to wait for.
+            await send(greeting)
+            direct.when_gone(gone)
+            receive_end.write_directly(direct)
+            await _carry(session, receive_end, direct.send_all, send)
+            return
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
                 disconnect = await wait_disconnected(receive)
-                too_slow = disconnect.get(TOO_SLOW, False)
-                session.end(EndReason.TOO_SLOW if too_slow else EndReason.CLIENT_LEFT)
+                gone(disconnect.get(TOO_SLOW, False))
                 nursery.cancel_scope.cancel(reason="the client left")
 
             nursery.start_soon(watch)
-            await send(_body(self._greeting))
-            direct = _direct_connection(scope, send)
-            try:
-                if direct is None:
-                    await _carry(receive_end, lambda data: send(_body(data)))
-                else:
-                    receive_end.write_directly(direct)
-                    await _carry(receive_end, direct.send_all)
-            except trio.TooSlowError:
-                session.end(EndReason.TOO_SLOW)
-            except OSError:
-                session.end(EndReason.CLIENT_LEFT)
-            else:
-                # A server may report the disconnect before this send returns: the
-                # watcher must not cancel it. It ends by itself or with the connection.
-                with trio.CancelScope(shield=True):
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send(greeting)
+            await _carry(session, receive_end, lambda data: send(_body(data)), send)
             nursery.cancel_scope.cancel(reason="the response is complete")
 
 
-async def _carry(receive_end: OutboxReceiveEnd, write: Callable[[bytes], Any]) -> None:
-    """Move bytes from the session to the client, until the session has ended."""
-    while True:
-        try:
-            data = await receive_end.receive()
-        except (trio.EndOfChannel, trio.ClosedResourceError):
-            return
-        await write(data)
+async def _carry(
+    session: Session,
+    receive_end: OutboxReceiveEnd,
+    write: Callable[[bytes], Awaitable[None]],
+    send: Send,
+) -> None:
+    """Move bytes from the session to the client until either ends, and end the response."""
+    try:
+        while True:
+            await write(await receive_end.receive())
+    except trio.EndOfChannel:
+        # A server may report the disconnect before this send returns: a watcher must
+        # not cancel it. It ends by itself or with the connection.
+        with trio.CancelScope(shield=True):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except trio.ClosedResourceError:
+        pass  # the client has gone, or was given up: there is no proper end to be had
+    except trio.TooSlowError:
+        session.end(EndReason.TOO_SLOW)
+    except OSError:
+        session.end(EndReason.CLIENT_LEFT)
 
 
 def _body(data: bytes) -> Message:

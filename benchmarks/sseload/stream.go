@@ -159,27 +159,18 @@ func readHead(reader *bufio.Reader) (chunked bool, err error) {
 func (s *stream) read() {
 	defer readers.Done()
 	full := false
-	wait := s.waiter()
+	next := s.reader()
 	end := s.take(s.rest)
 	s.rest = nil
 	for {
-		if s.events > 0 && !full && s.events >= *fEvents && *fEvents > 0 {
+		if !full && *fEvents > 0 && s.events >= *fEvents {
 			full = true
 			complete.Add(1)
 		}
 		if end {
 			break
 		}
-		if err := wait(); err != nil {
-			break
-		}
-		buf := buffers.Get().(*[]byte)
-		n, err := s.conn.Read(*buf)
-		end = s.take((*buf)[:n])
-		buffers.Put(buf)
-		if err != nil {
-			end = true
-		}
+		end = next()
 	}
 	s.over.Store(true)
 	if !full {
@@ -187,23 +178,28 @@ func (s *stream) read() {
 	}
 }
 
-// waiter returns what waits for the stream to have something to read, without a buffer in
-// its hands, so that ten thousand idle streams hold none.
-func (s *stream) waiter() func() error {
+// reader returns what reads the next piece of the stream and takes it, and says whether
+// the stream has ended. It has no buffer in its hands while it waits, so that ten thousand
+// idle streams hold none.
+func (s *stream) reader() func() bool {
 	raw, err := s.conn.(*net.TCPConn).SyscallConn()
 	if err != nil {
-		return func() error { return err }
+		return func() bool { return true }
 	}
-	looked := false
-	again := func(uintptr) bool { // called before waiting, and once it is readable
-		was := looked
-		looked = true
-		return was
+	end := false
+	try := func(fd uintptr) bool {
+		buf := buffers.Get().(*[]byte)
+		defer buffers.Put(buf)
+		n, err := syscall.Read(int(fd), *buf)
+		if err == syscall.EAGAIN {
+			return false // wait, and be called again
+		}
+		if err != syscall.EINTR {
+			end = n <= 0 || s.take((*buf)[:n])
+		}
+		return true
 	}
-	return func() error {
-		looked = false
-		return raw.Read(again)
-	}
+	return func() bool { return raw.Read(try) != nil || end }
 }
 
 // take counts what is in b; whether the body has ended with it.

@@ -59,7 +59,7 @@ def running(
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         log = Path(directory) / "log"
         with log.open("wb") as out:
-            process = subprocess.Popen(  # noqa: S603  # what it runs is written here
+            process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -115,7 +115,7 @@ def output(argv: Sequence[str], *, core: Sequence[int] = (), seconds: float = 60
         if core:
             os.sched_setaffinity(0, core)
 
-    process = subprocess.Popen(  # noqa: S603  # what it runs is written here
+    process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -305,4 +305,3 @@ SCENARIOS: Final = (
         only=("trio-sse",),
     ),
 )
-

@@ -47,8 +47,7 @@ def load(url: str, *, seconds: float, **options: object) -> dict[str, Any]:
     argv = [str(built()), "-url", url, "-timeout", f"{seconds}s", "-procs", str(len(load_cores))]
     for name, value in options.items():
         if value is not None and value is not False:
-            for one in value if isinstance(value, list) else [value]:
-                argv.append(f"-{name.replace('_', '-')}={'true' if one is True else one}")
+            argv.append(f"-{name.replace('_', '-')}={'true' if value is True else value}")
     found = json_output(argv, core=load_cores, seconds=seconds + 150)
     own = found["load"]
     found["busy"] = own["cpu_run_s"] / max(own["run_s"], 1e-3) / own["procs"]

@@ -168,8 +168,8 @@ def _page(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
         "\n\n".join(
             [
                 "# Benchmarks",
-                "All servers run the same scenarios in one run, round after round, each on one core "
-                "to itself with the load generator on "
+                "All servers run the same scenarios in one run, round after round, each on one "
+                "core to itself with the load generator on "
                 + ("others" if machine["server_cores"] != machine["load_cores"] else "the same")
                 + ". The load generator checks on every stream that each event comes once and in "
                 "order. Peers are written as their documentation has it, with what they can share "
@@ -179,8 +179,8 @@ def _page(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
                 f"The figures below are from {machine['cpu']}, {machine['cores']} cores, "
                 f"{machine['kernel']}, {machine['python']}, "
                 + (f"medians of {rounds} rounds" if rounds > 1 else "one round")
-                + f", {results['began'].split()[0]}, at {machine['revision']}. On other machines the "
-                "ratios should hold, the numbers will not.",
+                + f", {results['began'].split()[0]}, at {machine['revision']}. On other machines "
+                "the ratios should hold, the numbers will not.",
                 *images,
                 tables(results),
                 "## What ran\n\n" + "\n".join(about),

@@ -212,7 +212,7 @@ KINDS: Final = (
     ),
     Kind(
         name="sse-starlette-joined",
-        title="the same, joining by hand what is queued",
+        title="sse-starlette, joining by hand",
         command=_uvicorn("sse_starlette_app:app"),
         env={"JOIN": "1"},
         lacks=_modules("sse_starlette", "uvicorn", "uvloop", "httptools"),

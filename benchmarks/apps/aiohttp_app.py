@@ -28,7 +28,7 @@ async def publish(request: web.Request) -> web.Response:
     return web.Response(status=202)
 
 
-async def blast(request: web.Request) -> web.Response:
+async def blast(request: web.Request) -> web.Response:  # noqa: ASYNC124  # the framework wants a coroutine function
     fanout.start_blast(request.query_string)
     return web.Response(status=202)
 

@@ -13,7 +13,7 @@ app = FastAPI()
 
 
 @app.get("/events", response_class=EventSourceResponse)
-async def events() -> AsyncIterable[ServerSentEvent]:
+async def events() -> AsyncIterable[ServerSentEvent]:  # noqa: ASYNC900  # what the framework iterates over
     queue = fanout.subscribe()
     try:
         while True:
@@ -29,6 +29,6 @@ async def publish(request: Request) -> Response:
 
 
 @app.post("/blast", status_code=202)
-async def blast(request: Request) -> Response:
+async def blast(request: Request) -> Response:  # noqa: ASYNC124  # the framework wants a coroutine function
     fanout.start_blast(request.url.query)
     return Response(status_code=202)

@@ -24,12 +24,12 @@ class MemoryLogWith:
         self.read_failure: Exception | None = None
         self.enter_failure: Exception | None = None
         self.before_read: Callable[[], object] = lambda: None
-        self._broken = trio.Event()
+        self._readers = trio.lowlevel.ParkingLot()
 
     def break_(self, failure: Exception) -> None:
         """From now on reading fails, also for who waits for something to read."""
-        self.read_failure = failure
-        self._broken.set()
+        self.read_failure = self.read_failure or failure
+        self._readers.unpark_all()
 
     @property
     def epoch(self) -> str:
@@ -46,7 +46,9 @@ class MemoryLogWith:
     async def append(self, event: Event, topics: Sequence[str]) -> str:
         if self.append_failure is not None:
             raise self.append_failure
-        return await self.inner.append(event, topics)
+        event_id = await self.inner.append(event, topics)
+        self._readers.unpark_all()
+        return event_id
 
     async def read(self, after: int, limit: int) -> Sequence[Record]:
         self.reads.append((after, limit))
@@ -59,14 +61,9 @@ class MemoryLogWith:
         return records
 
     async def wait(self, after: int) -> None:
-        async with trio.open_nursery() as nursery:
-
-            async def until(wait: Callable[..., object], *args: object) -> None:
-                await wait(*args)  # type: ignore[misc]  # one of the two below
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(until, self.inner.wait, after)
-            nursery.start_soon(until, self._broken.wait)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self.newest <= after and self.read_failure is None:
+            await self._readers.park()
 
     async def __aenter__(self) -> MemoryLogWith:
         if self.enter_failure is not None:

@@ -719,6 +719,74 @@ class TestAround:
             assert hub.sessions == {}
         assert calls == [EndReason.CANCELLED, "last", ("error", failure)]
 
+    @pytest.mark.parametrize("how", ["the hub is cancelled", "the outer one crashes"])
+    async def test_one_inside_another_that_holds_a_nursery_is_left_in_good_order(
+        self, how: str, autojump_clock: Clock
+    ) -> None:
+        """The outer one's nursery is cancelled then, and the inner one must not notice."""
+        calls: list[str] = []
+        hub = Hub()
+        crash = trio.Event()
+
+        async def background() -> None:
+            await crash.wait()
+            raise LookupError
+
+        @hub.hooks.around
+        @asynccontextmanager
+        async def outer(session: Session) -> AsyncIterator[None]:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(background)
+                yield
+            await trio.sleep(1)
+            calls.append("left outer")
+
+        @hub.hooks.around
+        @asynccontextmanager
+        async def inner(session: Session) -> AsyncIterator[None]:
+            yield
+            await trio.sleep(1)
+            calls.append("left inner")
+
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                async with hub:
+                    nursery.start_soon(stay, hub)
+                    await trio.testing.wait_all_tasks_blocked()
+                    if how == "the hub is cancelled":
+                        scope.cancel()
+                    else:
+                        crash.set()
+                        await trio.sleep(5)
+        assert calls[0] == "left inner"
+        assert calls[1:] == (["left outer"] if how == "the hub is cancelled" else [])
+
+    async def test_a_crash_while_the_session_registers_refuses_it(
+        self, autojump_clock: Clock
+    ) -> None:
+        calls: list[Any] = []
+        hub = Hub()
+        failure = LookupError()
+
+        async def fail() -> None:
+            raise failure
+
+        @hub.hooks.around
+        @asynccontextmanager
+        async def around(session: Session) -> AsyncIterator[None]:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail)
+                yield
+
+        hub.hooks.on_register(hang)
+        hub.hooks.on_error(recorder(calls, "error"))
+        async with hub:
+            with pytest.raises(Refused, match="500"):
+                async with hub.open_session(Request()):
+                    pytest.fail("it was refused")
+        assert calls == [("error", failure)]
+        assert trio.current_time() == 0
+
 
 @pytest.mark.parametrize("timeout", [0, -1, math.inf, math.nan])
 def test_unbounded_hooks_are_refused(timeout: float) -> None:

@@ -149,14 +149,20 @@ class Hooks:
             failures.append(self._took_too_long(what, hook))
 
     async def around_session(
-        self, session: Session, live: Callable[[], Awaitable[None]], protected: trio.CancelScope
+        self,
+        session: Session,
+        live: Callable[[trio.CancelScope], Awaitable[None]],
+        protected: trio.CancelScope,
     ) -> None:
-        """Call ``live()`` inside all the context managers.
+        """Call ``live(scope)`` inside all the context managers.
 
-        ``protected`` is the scope around this call; it is made a shield before the
-        first manager is left. What ``live`` raises (its registration failed) is raised
-        at each ``yield`` and then comes out of here, as does a manager's failure to
-        enter. What a manager raises on its way out is reported instead.
+        ``scope`` is the innermost of those around the managers, ``protected`` if there
+        are none. It is to be made a shield when what is alive is over: then that the hub
+        is cancelled, or an outer manager, does not keep this one from leaving in order.
+
+        What ``live`` raises (its registration failed) is raised at each ``yield`` and
+        then comes out of here, as does a manager's failure to enter. What a manager
+        raises on its way out is reported instead.
         """
         await self._within(session, self._around, live, protected)
 
@@ -164,11 +170,11 @@ class Hooks:
         self,
         session: Session,
         managers: list[Around],
-        live: Callable[[], Awaitable[None]],
+        live: Callable[[trio.CancelScope], Awaitable[None]],
         protected: trio.CancelScope,
     ) -> None:
         if not managers:
-            await live()
+            await live(protected)
             return
         manager, *inner = managers
         failures: list[Exception] = []
@@ -183,12 +189,12 @@ class Hooks:
                     bound.deadline = math.inf
                     entered = True
                     try:
-                        await self._within(session, inner, live, protected)
+                        await self._within(session, inner, live, bound)
                     except Exception as exc:
                         cause = exc
                         raise
                     finally:
-                        protected.shield = True
+                        bound.shield = True
                         bound.deadline = trio.current_time() + self.timeout
         except BaseException:
             await self._report_cancelled(session, failures)
@@ -197,7 +203,8 @@ class Hooks:
             failures.append(self._took_too_long("context manager", manager))
         if not entered:
             raise _refusal(failures)
-        await self.error(session, *(failure for failure in failures if failure is not cause))
+        with trio.CancelScope(shield=True):  # bounded: each hook is
+            await self.error(session, *(exc for exc in failures if exc is not cause))
         if cause is not None:
             raise cause
 

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Final, Literal, final
 from urllib.parse import parse_qs
 
 import trio
@@ -21,6 +21,8 @@ from .hooks import Hooks, collect
 from .log import Record
 from .outbox import Batch, OutboxLimits, OutboxReceiveEnd, OutboxSendEnd, Tally, open_outbox
 from .wire import Event, encode
+
+_NOT_REGISTERED: Final = "the session could not be registered"
 
 Handler = Callable[["Session"], Awaitable[None]]
 
@@ -348,7 +350,10 @@ class Session(metaclass=NoPublicConstructor):
         live = partial(self._live, hooks, registered, unregistered, main)
         try:
             with trio.CancelScope() as protected:
-                await hooks.around_session(self, partial(live, protected), protected)
+                await hooks.around_session(self, live, protected)
+                if self._phase == "opening":  # cut off, by the hub or by a manager
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    raise Refused(500, _NOT_REGISTERED)
         except Exception as exc:
             await self._refuse(hooks, exc)
         finally:
@@ -366,7 +371,7 @@ class Session(metaclass=NoPublicConstructor):
         if isinstance(failure, Refused):
             self.refusal = failure
         else:
-            self.refusal = Refused(500, "the session could not be registered")
+            self.refusal = Refused(500, _NOT_REGISTERED)
             self.refusal.__cause__ = failure
             with trio.CancelScope(shield=True):  # bounded: hooks are
                 await hooks.error(self, failure)

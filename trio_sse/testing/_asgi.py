@@ -86,13 +86,14 @@ class _Exchange:
             return
         self.body += data
         if not more:
-            # As Hypercorn does: the disconnect may be received before this send returns.
+            # As Hypercorn does: the disconnect is received before this send returns.
             self._gone.set()
         self.changed.unpark_all()
         with trio.CancelScope(shield=True):  # until the client reads or leaves
             while len(self.body) - self.taken > self._window and not self._gone.is_set():
                 await self.changed.park()
-        await trio.lowlevel.checkpoint()
+        for _ in range(1 if more else 2):
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     @property
     def gone(self) -> bool:
@@ -238,22 +239,23 @@ async def open_stream(
     whole_scope = {**_http_scope(method, url, headers, client), **(scope or {})}
 
     async def run() -> None:
-        try:
-            await app(whole_scope, exchange.receive, exchange.send)
-            if exchange.state != "complete" and not exchange.gone:
-                raise RuntimeError(f"the application returned with its response {exchange.state}")
-        finally:
-            exchange.stop()
+        await app(whole_scope, exchange.receive, exchange.send)
+        if exchange.state != "complete" and not exchange.gone:
+            raise RuntimeError(f"the application returned with its response {exchange.state}")
+        exchange.stop()
 
     with no_lone_group():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run, name=f"{method} {url}")
-            try:
-                while exchange.state == "waiting":
-                    await exchange.changed.park()
-                yield Stream(exchange, Decoder(every_block=True))
-            finally:
-                exchange.leave()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run, name=f"{method} {url}")
+                try:
+                    while exchange.state == "waiting":
+                        await exchange.changed.park()
+                    yield Stream(exchange, Decoder(every_block=True))
+                finally:
+                    exchange.leave()
+        finally:
+            exchange.stop()
 
 
 @final

@@ -9,9 +9,11 @@ import pytest
 import trio
 import trio.testing
 from connections import MANY, PATHS, Baseline, Recorder
-from sockets import Client, connected, eventually, get, post, serving, subscribed
+from sockets import FAR, Client, connected, eventually, get, post, serving, subscribed
 
 from trio_sse import Access, Endpoint, Event, Hub, HubLimits, Refused, Request, Session
+from trio_sse._app_tasks import Inbox
+from trio_sse.asgi import TOO_SLOW
 
 
 def by_fin(client: Client) -> None:
@@ -233,3 +235,82 @@ async def test_subscribers_of_one_server_do_not_notice_each_other() -> None:
         leaving.client.reset()
         await recorder.hub.publish(Event("hello"))
         assert (await staying.event()).data == "hello"
+
+
+async def test_a_client_that_asks_again_behind_its_stream_is_told_that_it_is_over() -> None:
+    async with serving(Endpoint(Hub()), grace=FAR) as running, connected(running) as client:
+        await client.send(get() + get())
+        await client.until(b"retry: 2000")
+        assert await running.stopped() < FAR / 2
+        assert b"0\r\n\r\nHTTP/1.1 503" in await client.to_end()
+
+
+async def test_what_follows_a_last_request_is_not_waited_for() -> None:
+    recorder = Recorder()
+    settings = {"keep_alive_max_requests": 0}  # the server closes after the first
+    async with serving(Endpoint(recorder.hub), settings=settings) as running:
+        baseline = Baseline()
+        async with connected(running) as client:
+            await client.send(get() + get())
+            await client.until(b"retry: 2000")
+            recorder.hub.end_all("enough")
+            assert (await client.to_end()).endswith(b"0\r\n\r\n")
+        await baseline.restored()
+
+
+# What an application receives.
+
+BODY = {"type": "http.request", "body": b"x", "more_body": True}
+GONE = {"type": "http.disconnect"}
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    return Inbox(2)
+
+
+async def test_messages_wait_for_room_and_a_disconnect_does_not(
+    inbox: Inbox, nursery: trio.Nursery
+) -> None:
+    for _ in range(2):
+        await inbox.put(BODY)
+    waiting = trio.Event()
+
+    async def put_third() -> None:
+        await inbox.put(BODY)
+        waiting.set()
+
+    nursery.start_soon(put_third)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not waiting.is_set()
+    assert await inbox.receive() == BODY
+    await waiting.wait()
+    await inbox.put(GONE)
+    assert [await inbox.receive() for _ in range(4)] == [BODY, BODY, GONE, GONE]
+
+
+@pytest.mark.parametrize("what", ["close", "when_gone"])
+async def test_who_puts_is_let_go_when_nobody_reads_any_more(inbox: Inbox, what: str) -> None:
+    told: list[bool] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(9):
+            nursery.start_soon(inbox.put, BODY)
+        await trio.testing.wait_all_tasks_blocked()
+        if what == "close":
+            inbox.close()
+        else:
+            inbox.when_gone(told.append)
+    for _ in range(9):
+        await inbox.put(BODY)
+    assert told == []
+    await inbox.put({**GONE, TOO_SLOW: True})
+    await inbox.put(GONE)
+    assert told == ([] if what == "close" else [True])
+
+
+async def test_who_asks_when_the_client_has_gone_is_told_at_once(inbox: Inbox) -> None:
+    await inbox.put(BODY)
+    await inbox.put(GONE)
+    told: list[bool] = []
+    inbox.when_gone(told.append)
+    assert told == [False]

@@ -312,6 +312,22 @@ async def test_messages_that_are_not_asgi_fail_alone(message: Any) -> None:
         assert len(running.log) == 2
 
 
+async def test_what_follows_a_send_that_was_cancelled_is_not_taken_for_its_rest() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with trio.move_on_after(0.05):
+            await send({"type": "http.response.body", "body": b"x" * 10_000_000, "more_body": True})
+        await send({"type": "http.response.body", "body": b"y" * 1000})
+
+    async with serving(app) as running, connected(running, receive_buffer=4096) as client:
+        baseline = Baseline()
+        await client.send(get())
+        await eventually(lambda: Baseline().descriptors < baseline.descriptors + 1)
+        received = await client.to_end()
+        assert b"y" not in received.partition(b"\r\n\r\n")[2]
+
+
 async def test_a_request_that_has_been_answered_may_go_on_with_its_work() -> None:
     # Frameworks run "background tasks" so.
     done: list[str] = []
@@ -858,7 +874,9 @@ async def test_a_request_in_flight_may_end_within_the_grace() -> None:
 
 async def test_idle_connections_are_not_waited_for() -> None:
     async with (
-        serving(Endpoint(Hub(), publish=True), grace=FAR) as running,
+        serving(
+            Endpoint(Hub(), publish=True), grace=FAR, settings={"keep_alive_timeout": 10 * FAR}
+        ) as running,
         connected(running) as idle,
         connected(running) as used,
     ):

@@ -166,7 +166,6 @@ class Connection:
             self._protocol = self._make_protocol(alpn)
             await self._protocol.initiate()
             await self._read()
-        await self._finish()
 
     def _make_protocol(self, alpn: str) -> ProtocolWrapper | H11Protocol:
         server, sock = self._server, self._socket
@@ -216,9 +215,7 @@ class Connection:
             async with self._send_lock:
                 await self._send_data(event.data)
         elif isinstance(event, Closed):
-            await self._finish()
-            await self._protocol.handle(Closed())
-            self._stop_reading()
+            self.cut()
         elif isinstance(event, Updated):
             self.idle_since = trio.current_time() if event.idle else None
 
@@ -228,7 +225,6 @@ class Connection:
                 self.sending_since = trio.current_time()
                 await self._stream.send_all(data[start : start + _SEND_PIECE])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            await self._protocol.handle(Closed())
             self.cut()
         except BaseException:
             self.cut()  # part of it may have gone: nothing sensible can follow
@@ -236,17 +232,10 @@ class Connection:
         finally:
             self.sending_since = None
 
-    async def _finish(self) -> None:
-        """Say that no more will come, then close."""
-        try:
-            if isinstance(self._stream, trio.SocketStream):
-                await self._stream.send_eof()
-            await self._stream.aclose()
-        except (trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):
-            self.cut()
-
     def cut(self, *, too_slow: bool = False) -> None:
-        """Close at once; whoever waits on the connection is told. Idempotent.
+        """Close; whoever waits on the connection is told. Idempotent.
+
+        What was sent still goes out, as far as the kernel has it.
 
         Args:
             too_slow: tell the application so, too.
@@ -256,9 +245,7 @@ class Connection:
         if isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream
         stream.socket.close()
-        self._stop_reading()
-
-    def _stop_reading(self) -> None:
-        # Not every reader waits on the socket: where requests follow one another, it
-        # waits for a response to end, which on a closed connection nobody would tell it.
+        # The reader tells the application. Not every reader waits on the socket: where
+        # requests follow one another, it waits for a response to end, which on a closed
+        # connection would never be.
         self._reading.cancel(reason="the connection was closed")

@@ -471,7 +471,7 @@ def mutated(function: Callable[..., Any], old: str, new: str) -> Any:
         (
             Session,
             "_live",
-            "protected.shield = True",
+            "self.cancel_scope.shield = True",
             "pass",
             ("hub is cancelled", "client leaves", False, False),
         ),

@@ -11,7 +11,7 @@ import inspect
 import logging
 import math
 import sys
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, final
@@ -151,30 +151,20 @@ class Hooks:
     async def around_session(
         self,
         session: Session,
-        live: Callable[[trio.CancelScope], Awaitable[None]],
-        protected: trio.CancelScope,
+        live: Callable[[], Awaitable[None]],
+        managers: Sequence[Around] | None = None,
     ) -> None:
-        """Call ``live(scope)`` inside all the context managers.
-
-        ``scope`` is the innermost of those around the managers, ``protected`` if there
-        are none. It is to be made a shield when what is alive is over: then that the hub
-        is cancelled, or an outer manager, does not keep this one from leaving in order.
+        """Call ``live()`` inside all the context managers.
 
         What ``live`` raises (its registration failed) is raised at each ``yield`` and
         then comes out of here, as does a manager's failure to enter. What a manager
-        raises on its way out is reported instead.
+        raises on its way out is reported instead. That the hub is cancelled, or an outer
+        manager, does not keep one from leaving in order.
         """
-        await self._within(session, self._around, live, protected)
-
-    async def _within(
-        self,
-        session: Session,
-        managers: list[Around],
-        live: Callable[[trio.CancelScope], Awaitable[None]],
-        protected: trio.CancelScope,
-    ) -> None:
+        if managers is None:
+            managers = self._around
         if not managers:
-            await live(protected)
+            await live()
             return
         manager, *inner = managers
         failures: list[Exception] = []
@@ -189,7 +179,7 @@ class Hooks:
                     bound.deadline = math.inf
                     entered = True
                     try:
-                        await self._within(session, inner, live, bound)
+                        await self.around_session(session, live, inner)
                     except Exception as exc:
                         cause = exc
                         raise

@@ -349,11 +349,10 @@ class Session(metaclass=NoPublicConstructor):
         self.cancel_scope.deadline = trio.current_time() + max_age
         live = partial(self._live, hooks, registered, unregistered, main)
         try:
-            with trio.CancelScope() as protected:
-                await hooks.around_session(self, live, protected)
-                if self._phase == "opening":  # cut off, by the hub or by a manager
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                    raise Refused(500, _NOT_REGISTERED)
+            await hooks.around_session(self, live)
+            if self._phase == "opening":  # cut off, by the hub or by a manager
+                await trio.lowlevel.checkpoint_if_cancelled()
+                raise Refused(500, _NOT_REGISTERED)
         except Exception as exc:
             await self._refuse(hooks, exc)
         finally:
@@ -383,7 +382,6 @@ class Session(metaclass=NoPublicConstructor):
         registered: Callable[[Session], None],
         unregistered: Callable[[Session, EndReason], None],
         main: Handler,
-        protected: trio.CancelScope,
     ) -> None:
         failures: list[Exception] = []
         did_register = False
@@ -401,9 +399,9 @@ class Session(metaclass=NoPublicConstructor):
                         with collect(failures):
                             await self._in_nursery(main)
                     finally:
-                        # The shield comes first: with it, our own scope absorbs a
+                        # The shield comes first: with it, the scope absorbs even a
                         # cancellation that came from above, and the rest is reached.
-                        protected.shield = True
+                        self.cancel_scope.shield = True
                         self._settle(failures)
                         # It keeps the exception that ended it, whose traceback leads here.
                         self._nursery = None

@@ -977,15 +977,44 @@ async def test_two_hubs_are_drained_side_by_side() -> None:
     assert [recorder.reasons() for recorder in recorders] == [["drained"], ["drained"]]
 
 
-async def test_a_startup_that_fails_is_raised_and_nothing_listens() -> None:
+async def test_a_startup_that_fails_is_raised_and_nothing_is_served() -> None:
+    class Status(trio.TaskStatus[list[str]]):
+        def started(self, value: Any = None) -> None:
+            raise AssertionError("it has not")
+
     hub = Hub()
     baseline = Baseline()
     config, _ = make_config()
     async with hub:  # so that it cannot be opened again
         failure = pytest.RaisesExc(LifespanFailureError, match="startup.*opened once")
         with pytest.RaisesGroup(failure, flatten_subgroups=True):
-            await trio_sse.serve(Endpoint(hub), config, shutdown_trigger=trio.sleep_forever)
+            await trio_sse.serve(
+                Endpoint(hub),
+                config,
+                shutdown_trigger=trio.sleep_forever,
+                task_status=Status(),
+            )
     await baseline.restored()
+
+
+@pytest.mark.parametrize("when", ["at once", "after startup", "by an exception"])
+async def test_an_application_may_do_without_a_lifespan(when: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body"})
+        elif when == "after startup":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+        elif when == "by an exception":
+            raise KeyError(scope["type"])
+
+    async with serving(app) as running:
+        async with connected(running) as client:
+            await client.send(get("/", "Connection: close"))
+            assert b" 204 " in await client.to_end()
+        assert await running.stopped() < ENOUGH
+        assert len(running.log) == (when == "by an exception")
 
 
 async def test_max_requests_is_a_shutdown() -> None:

@@ -9,7 +9,7 @@ what an application that has returned did not read is dropped.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import trio
 from hypercorn.config import Config
@@ -105,7 +105,7 @@ class AppTasks(TaskGroup):
                 message[TOO_SLOW] = True
             await inbox.put(message)
 
-        self.spawn(self._run, app, config, scope, inbox, send)
+        cast("Any", self).spawn(self._run, app, config, scope, inbox, send)
         return put
 
     async def _run(

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
-from hypercorn.utils import parse_socket_addr
+from hypercorn.utils import (
+    parse_socket_addr,  # pyright: ignore[reportUnknownVariableType]  # Hypercorn's own types
+)
 
 from ._app_tasks import AppTasks, Inbox
 from ._respond import Receive, Scope, Send
@@ -170,9 +172,7 @@ class Connection:
     def _make_protocol(self, alpn: str) -> ProtocolWrapper | H11Protocol:
         server, sock = self._server, self._socket
         ssl = isinstance(self._stream, trio.SSLStream)
-        make: Callable[..., Any] = HTTP1Only
-        if server.http2:
-            make = ProtocolWrapper
+        make = cast("Callable[..., Any]", ProtocolWrapper if server.http2 else HTTP1Only)
         protocol: ProtocolWrapper | H11Protocol = make(
             self._application if not ssl else server.application,
             server.config,

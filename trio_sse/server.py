@@ -154,10 +154,18 @@ class Server:
     @asynccontextmanager
     async def _lifespan(self) -> AsyncGenerator[None, None]:
         lifespan = Lifespan(self.application, self.config, self.state)
+        returned = trio.Event()
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            await lifespan.handle_lifespan(task_status=task_status)
+            returned.set()
+
         async with trio.open_nursery() as nursery:
-            await nursery.start(lifespan.handle_lifespan)
+            await nursery.start(run)
             with suppress(trio.ClosedResourceError):  # the application has returned:
                 await lifespan.wait_for_startup()  # it does without a lifespan
+            if lifespan.shutdown.is_set():
+                await returned.wait()  # or be cancelled, if the start-up has failed
             yield
             with suppress(trio.ClosedResourceError):
                 await lifespan.wait_for_shutdown()

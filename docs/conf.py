@@ -8,6 +8,8 @@ import importlib
 import importlib.metadata
 import inspect
 import re
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,8 @@ author = "The trio_sse authors"
 project_copyright = author
 release = version = importlib.metadata.version("trio-sse")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+sys.path.insert(0, str(Path(__file__).parent))
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "tables"]
 exclude_patterns = ["_build"]
 root_doc = "index"
 html_theme = "furo"

@@ -63,9 +63,9 @@ class EndReason:
     REPLACED: ClassVar[EndReason]
     """A newer session took its place."""
     CANCELLED: ClassVar[EndReason]
-    """What is around it was: the hub was left, cancelled, or failed, without being drained.
+    """The hub was left, was cancelled, or failed, without being drained.
 
-    Or a context manager around the session, whose failure the error hooks then get.
+    Or a context manager around the session was, whose failure the error hooks then get.
     """
 
     @classmethod

@@ -136,6 +136,7 @@ class TestReplay:
         hub = Hub(log=log)
         hub.hooks.on_error(lambda session, exc: failures.append(exc))
         async with hub:
+            await trio.testing.wait_all_tasks_blocked()
             log.read_failure = OSError("disk gone")
             async with hub.open_session(Request(last_event_id=ids[0])) as (session, _):
                 reason = await session.wait_ended()

@@ -148,71 +148,73 @@ def explore(
             repeatable. The first such interleaving ends the exploration.
         RuntimeError: the scenario ended without having called `Moment.inject`.
     """
-    if only is not None:
-        seed, step = only
-        run = _run_once(scenario, seed, step, None)
-        return Exploration(int(run.injected), (len(run.trace),))
-    counts: list[int] = []
-    for seed in seeds:
-        reference = _run_once(scenario, seed, None, None)
-        if reference.injection is None:
-            raise RuntimeError(
-                "the scenario injects nothing: it should call moment.inject(function), "
-                "as in moment.inject(session.end, 'by an operator')"
-            )
-        for step in range(len(reference.trace)):
-            _run_once(scenario, seed, step, reference.trace)
-        counts.append(len(reference.trace))
+    with _repeatable_scheduling() as schedule:
+        if only is not None:
+            schedule(only[0])
+            run = _run_once(scenario, only, None)
+            return Exploration(int(run.injected), (len(run.trace),))
+        counts: list[int] = []
+        for seed in seeds:
+            schedule(seed)
+            reference = _run_once(scenario, (seed, None), None)
+            if reference.injection is None:
+                raise RuntimeError(
+                    "the scenario injects nothing: it should call moment.inject(function), "
+                    "as in moment.inject(session.end, 'by an operator')"
+                )
+            for step in range(len(reference.trace)):
+                schedule(seed)
+                _run_once(scenario, (seed, step), reference.trace)
+            counts.append(len(reference.trace))
     return Exploration(sum(counts), tuple(counts))
 
 
 def _run_once(
-    scenario: Scenario, seed: int, step: int | None, expected: Sequence[int] | None
+    scenario: Scenario, at: tuple[int, int | None], expected: Sequence[int] | None
 ) -> _Run:
+    seed, step = at
     run = _Run(step, expected)
     error: BaseException | None = None
-    with _repeatable_scheduling(seed):
-        try:
-            trio.run(
-                run.main,
-                scenario,
-                clock=trio.testing.MockClock(autojump_threshold=0),
-                instruments=[run],
-            )
-        except Exception as exc:
-            error = exc
+    try:
+        trio.run(
+            run.main,
+            scenario,
+            clock=trio.testing.MockClock(autojump_threshold=0),
+            instruments=[run],
+        )
+    except Exception as exc:
+        error = exc
     error = run.failure or error
     if error is not None:
         where = "nothing" if step is None else f"the injection before step {step} ({run.before})"
         raise BrokenInterleaving(
             f"with {where}, seed {seed}: {type(error).__name__}, as above; "
             f"to run it alone: explore(scenario, only=({seed}, {step}))",
-            (seed, step),
+            at,
         ) from error
     return run
 
 
 @contextmanager
-def _repeatable_scheduling(seed: int) -> Generator[None, None, None]:
-    """Have the scheduler take ready tasks in an order that ``seed`` alone decides.
+def _repeatable_scheduling() -> Generator[Callable[[int], object], None, None]:
+    """Have the scheduler take ready tasks in an order that a seed alone decides.
 
-    Trio shuffles them, and has no public switch. What is used here is what its own
-    Hypothesis plug-in uses, present since Trio 0.10: a flag that makes the order before
-    the shuffle that of the tasks' creation rather than of their addresses, and the
-    random generator that shuffles. Should Trio drop them, exploring goes on, and the
-    check that runs repeat themselves (`NotRepeatable`) says if that is not enough.
+    What is yielded takes the seed for the next run. Trio shuffles them, and has no public
+    switch. What is used here is what its own Hypothesis plug-in uses, present since Trio
+    0.10: a flag that makes the order before the shuffle that of the tasks' creation
+    rather than of their addresses, and the random generator that shuffles. Should Trio
+    drop them, exploring goes on, and the check that runs repeat themselves
+    (`NotRepeatable`) says if that is not enough.
     """
     scheduler = importlib.import_module("trio._core._run")
     flag = "_ALLOW_DETERMINISTIC_SCHEDULING"
     rng: Any = getattr(scheduler, "_r", None)
     was_allowed = getattr(scheduler, flag, None)
     state = None if rng is None else rng.getstate()
-    if rng is not None:
-        rng.seed(seed)
     if was_allowed is not None:
         setattr(scheduler, flag, True)
     try:
-        yield
+        yield (lambda seed: None) if rng is None else rng.seed
     finally:
         if rng is not None:
             rng.setstate(state)

@@ -318,7 +318,8 @@ async def wait_disconnected(receive: Receive) -> Message:
 
 def request_from_scope(scope: Scope) -> Request:
     """What a session needs to know of an ASGI HTTP scope."""
-    raw_headers = tuple((bytes(name).lower(), bytes(value)) for name, value in scope["headers"])
+    # Lower case already, as ASGI has it; a tuple of a tuple is the same one.
+    raw_headers: tuple[tuple[bytes, bytes], ...] = tuple(map(tuple, scope["headers"]))
     client = scope.get("client")
     request = Request(
         method=scope["method"],

@@ -109,7 +109,7 @@ class Hooks:
                 with self._bound(failures, "register hook", hook):
                     await _call(hook, session)
             except BaseException:
-                await self._report_cancelled(session, failures)
+                await self._report_cancelled(session, failures)  # noqa: ASYNC102  # it shields
                 raise
             if failures:
                 raise _refusal(failures)
@@ -187,7 +187,7 @@ class Hooks:
                         bound.shield = True
                         bound.deadline = trio.current_time() + self.timeout
         except BaseException:
-            await self._report_cancelled(session, failures)
+            await self._report_cancelled(session, failures)  # noqa: ASYNC102  # it shields
             raise
         if bound.cancelled_caught:
             failures.append(self._took_too_long("context manager", manager))

@@ -228,7 +228,7 @@ class Hub:
         tb: TracebackType | None,
     ) -> bool | None:
         assert self._whole is not None
-        return await self._whole.__aexit__(exc_type, exc, tb)
+        return await self._whole.__aexit__(exc_type, exc, tb)  # noqa: ASYNC102  # nothing more
 
     @asynccontextmanager
     async def _opened(self) -> AsyncGenerator[None, None]:

@@ -19,6 +19,6 @@ def notify(message: str) -> None:
         return
     if address.startswith("@"):  # Linux' abstract namespace
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        with suppress(OSError):  # its absence is no reason not to serve
-            sock.sendto(message.encode(), address)
+    # That it has gone is no reason not to serve.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, suppress(OSError):
+        sock.sendto(message.encode(), address)

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar, final, get_args
+from typing import Any, Final, TypeVar, cast, final, get_args
 
 import click
 import trio
@@ -307,7 +307,7 @@ def worker_environment(settings: dict[str, Any]) -> dict[str, str]:
             # Where there is a default, "none" is what it was set to.
             text = "none" if name in ("keep_alive", "retry") else ""
         elif isinstance(value, (tuple, list)):
-            text = " ".join(value)
+            text = " ".join(cast("Sequence[str]", value))
         else:
             text = str(value)
         if text:

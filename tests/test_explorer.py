@@ -12,7 +12,7 @@ import itertools
 import logging
 import textwrap
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -33,6 +33,7 @@ from trio_sse import (
     Session,
     encode,
 )
+from trio_sse.asgi import Endpoint
 from trio_sse.hooks import Hooks, collect
 from trio_sse.outbox import Batch
 from trio_sse.testing import (
@@ -41,6 +42,7 @@ from trio_sse.testing import (
     Moment,
     explore,
 )
+from trio_sse.testing._asgi import _Exchange, _http_scope
 
 CAUSES: dict[str, str | None] = {
     "client leaves": "client-left",
@@ -453,6 +455,140 @@ def test_every_cause_at_every_step_of_a_session(figure: Callable[[str], None]) -
     ]
     assert min(explored) > 10
     figure(f"{sum(explored)} interleavings of {len(explored)} lives, nothing left over")
+
+
+# Through the endpoint: the same for the request, which only moves bytes.
+
+REQUEST_CAUSES = {
+    "client leaves": {"client-left"},
+    "client stalls": {"too-slow", "client-left"},
+    # Before its session is open, that is like the client's leaving.
+    "request is cancelled": {"cancelled", "client-left"},
+    "hub drains": {"drained"},
+    "hub is left": {"cancelled"},
+    "end() is called": {"application"},
+}
+
+
+class Response:
+    """One request to an endpoint, on a server in memory that can be told to do its worst."""
+
+    def __init__(self) -> None:
+        self.hub = Hub(limits=HubLimits(keep_alive=None), outbox=OutboxLimits(max_events=1))
+        self.registered = 0
+        self.reasons: list[EndReason] = []
+        self.hub.hooks.on_register(self.register)
+        self.hub.hooks.on_unregister(self.unregister)
+        self.exchange = _Exchange(b"", window=0)
+        self.request_scope = trio.CancelScope()
+        self.leave_hub = trio.Event()
+        self.stalls = False
+        self.happened: set[str] = set()
+
+    async def register(self, session: Session) -> None:
+        await trio.lowlevel.checkpoint()
+        self.registered += 1
+
+    async def unregister(self, session: Session, reason: EndReason) -> None:
+        self.reasons.append(reason)
+        await trio.lowlevel.checkpoint()
+
+    def happens(self, cause: str) -> object:
+        self.happened.add(cause)
+        effects: dict[str, Callable[[], object]] = {
+            "client leaves": self.exchange.leave,
+            "client stalls": lambda: setattr(self, "stalls", True),
+            "request is cancelled": self.request_scope.cancel,
+            "hub drains": lambda: self.hub.drain(1),
+            "hub is left": self.leave_hub.set,
+            "end() is called": lambda: self.hub.end_all("whoever"),
+        }
+        return effects[cause]()
+
+    async def request(self) -> None:
+        scope = _http_scope("GET", "/?topic=t", (), ("192.0.2.1", 1))
+        with self.request_scope:
+            await Endpoint(self.hub)(scope, self.exchange.receive, self.exchange.send)
+        self.exchange.stop()
+        self.leave_hub.set()
+
+    async def client(self) -> None:
+        """Read, and give up on a stalled response after a minute."""
+        exchange = self.exchange
+        with trio.move_on_after(60) as patience:
+            while not exchange.stopped:
+                if not self.stalls:
+                    exchange.take()
+                await exchange.changed.park()
+        if patience.cancelled_caught:
+            exchange.leave()
+
+    async def live(
+        self, moment: Moment, *, at_start: Callable[[], None], at_rest: Callable[[], object]
+    ) -> None:
+        before = trio.lowlevel.current_statistics().tasks_living
+        async with trio.open_nursery() as nursery, self.hub:
+            at_start()
+            nursery.start_soon(self.client)
+            nursery.start_soon(self.request)
+            await trio.testing.wait_all_tasks_blocked()
+            result = at_rest()
+            if isinstance(result, Coroutine):
+                nursery.start_soon(lambda: result)
+            with trio.move_on_after(10) as lives_on, suppress(HubClosed):
+                for text in ("1", "2", "3"):
+                    await self.hub.publish(Event(text), "t")
+                    await trio.testing.wait_all_tasks_blocked()
+                await self.leave_hub.wait()
+            if lives_on.cancelled_caught:
+                self.hub.end_all("the natural end")
+            await self.leave_hub.wait()
+        moment.end()
+        await trio.testing.wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().tasks_living == before
+        self.check()
+
+    def check(self) -> None:
+        hub, exchange = self.hub, self.exchange
+        assert len(self.reasons) == self.registered <= 1
+        assert dict(hub.sessions) == {}
+        assert (hub._alive, hub._receive_ends) == ({}, {})
+        if not self.happened & {"client leaves", "client stalls", "request is cancelled"}:
+            cut_off = {"started"} if "hub drains" in self.happened else set[str]()
+            assert exchange.state in {"complete"} | cut_off
+            assert exchange.status == (200 if self.registered else 503)
+        expected = set().union(*(REQUEST_CAUSES[cause] for cause in self.happened))
+        assert all(reason.kind in expected | {"application"} for reason in self.reasons)
+
+
+def explore_request(first: str | None, second: str) -> Exploration:
+    async def scenario(moment: Moment) -> None:
+        response = Response()
+
+        def at_start() -> None:
+            if first is None:
+                moment.inject(response.happens, second)
+
+        def at_rest() -> object:
+            if first is None:
+                return None
+            result = response.happens(first)
+            moment.inject(response.happens, second)
+            return result
+
+        await response.live(moment, at_start=at_start, at_rest=at_rest)
+
+    return explore(scenario)
+
+
+def test_requests_too_at_every_step(figure: Callable[[str], None]) -> None:
+    explored = [
+        explore_request(first, second).interleavings
+        for first in (None, *REQUEST_CAUSES)
+        for second in REQUEST_CAUSES
+    ]
+    assert min(explored) > 0
+    figure(f"{sum(explored)} interleavings of {len(explored)} requests, nothing left over")
 
 
 # That it can fail: sessions that are wrong on purpose.

@@ -31,10 +31,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "tables"]
 exclude_patterns = ["_build"]
 root_doc = "index"
+smartquotes = False  # help texts quote what is to be typed
 html_theme = "furo"
 html_title = f"trio_sse {version}"
 
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

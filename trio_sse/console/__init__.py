@@ -174,7 +174,7 @@ def _check_method(request: Request, *allowed: str) -> None:
 
 def _load(events_path: str, access: Access) -> Mapping[str, _Static]:
     """The page and its files, by path."""
-    folder = files(__package__)
+    folder = files(__name__)
     # Addresses in the page are relative to it: a proxy may put all of this below a prefix.
     needs = [
         what

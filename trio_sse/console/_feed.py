@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Final, final
 
 import trio
@@ -194,7 +195,7 @@ def _as_shown(record: Record) -> Object:
 
 
 def _names(names: Iterable[str]) -> list[str]:
-    return [_cut(name, MAX_NAME) for name, _ in zip(names, range(MAX_TOPICS))]
+    return [_cut(name, MAX_NAME) for name in islice(names, MAX_TOPICS)]
 
 
 def _cut(text: str, limit: int) -> str:

@@ -9,10 +9,11 @@ const list = byId("event-list");
 const filter = byId("filter");
 const pauseButton = byId("pause");
 
-let entries = []; // { event, node }, newest first; those that are "skipped" have no event
+let entries = []; // { event, node }, newest first; a note among them has no event
 let waiting = []; // while paused: the same, oldest first
 let missed = 0; // how many came while paused
 let paused = false;
+let epoch = ""; // of the newest event: the part of its id before the position
 const ids = new Set(); // of all events in `entries` and `waiting`
 
 const clock = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
@@ -23,6 +24,9 @@ function topicTags(event) {
   if (more > 0) tags.push(element("span", "quiet", `and ${count(more)} more`));
   return tags;
 }
+
+/** A word for those who hear the page; others see what is meant. */
+const said = (word) => element("span", "hidden", ` ${word} `);
 
 function when(past) {
   if (past) return element("span", "quiet", "earlier");
@@ -63,9 +67,9 @@ function unfoldButton(data) {
 }
 
 function entryNode(event, past) {
-  const about = element("p", "about", when(past), ...topicTags(event));
-  if (event.type !== "message") about.append(isolated(event.type, "type"));
-  about.append(isolated(event.id, "id"));
+  const about = element("p", "about", when(past), said("topic"), ...topicTags(event));
+  if (event.type !== "message") about.append(said("type"), isolated(event.type, "type"));
+  about.append(said("id"), isolated(event.id, "id"));
   return element("li", "", about, ...payload(event));
 }
 
@@ -80,14 +84,21 @@ const visible = ({ event }) => (event ? matches(event) : !filter.value.trim());
 export function addEvent(event, past) {
   if (ids.has(event.id)) return; // seen before the connection was lost
   ids.add(event.id);
+  const itsEpoch = event.id.slice(0, event.id.lastIndexOf("."));
+  if (epoch && itsEpoch !== epoch) addNote("The log began anew here.");
+  epoch = itsEpoch;
   add({ event, node: entryNode(event, past) });
 }
 
 /** Events came faster than they are shown. */
 export function addSkipped() {
+  addNote("More events came here than are shown.");
+}
+
+function addNote(text) {
   const newest = paused ? waiting.at(-1) : entries[0];
-  if (newest && !newest.event) return;
-  add({ event: null, node: element("li", "skipped", "More events came here than are shown.") });
+  if (newest && !newest.event && newest.node.textContent === text) return;
+  add({ event: null, node: element("li", "note", text) });
 }
 
 function forget(entry) {
@@ -109,7 +120,8 @@ function add(entry) {
   tell();
 }
 
-function tell() {
+/** Bring everything around the list up to date. */
+export function tell() {
   const events = entries.filter((entry) => entry.event);
   const shown = events.filter(visible).length;
   const filtered = Boolean(filter.value.trim());

@@ -1,7 +1,7 @@
 // The page: what comes from the stream goes to where it is shown.
 
 import { byId, count, setText } from "./dom.js";
-import { addEvent, addSkipped } from "./events.js";
+import { addEvent, addSkipped, tell } from "./events.js";
 import { Plot } from "./plot.js";
 import "./publish.js";
 import { setOwn, showSessions } from "./sessions.js";
@@ -40,6 +40,7 @@ new Stream({
   hello(hello) {
     setOwn(hello.session);
     past = false;
+    tell(); // that there is nothing, if so
     breakPlots();
   },
   status(status) {
@@ -53,6 +54,7 @@ new Stream({
   skipped: addSkipped,
   state(state, text) {
     byId("state").dataset.state = state;
+    document.body.toggleAttribute("data-stale", state === "reconnecting" || state === "stopped");
     setText(byId("state-text"), text);
     if (state === "reconnecting") {
       past = true;

@@ -17,10 +17,10 @@ function svg(tag, attributes, text = "") {
   return made;
 }
 
-/** The next of 1, 2, 5, 10, 20, … that is at least `value`. */
+/** The next of 2, 4, 10, 20, 40, … that is at least `value`; half of it is a whole number. */
 function roundUp(value) {
   const unit = 10 ** Math.floor(Math.log10(Math.max(value, 1)));
-  return [1, 2, 5, 10].map((step) => step * unit).find((step) => step >= value);
+  return [2, 4, 10].map((step) => step * unit).find((step) => step >= value);
 }
 
 const seconds = () => performance.now() / 1_000;
@@ -114,7 +114,7 @@ export class Plot {
   /** The value under the pointer, or the newest one. */
   #read(samples, now, x, y) {
     const values = samples.filter((sample) => sample.rate !== null);
-    const newest = values.at(-1);
+    const newest = samples.at(-1)?.rate === null ? undefined : samples.at(-1);
     const rates = values.map((sample) => sample.rate);
     const most = rates.length ? Math.max(...rates) : 0;
     this.#svg.setAttribute(
@@ -122,14 +122,14 @@ export class Plot {
       `${this.#name} per second: ${newest ? short(newest.rate) : "unknown"} now, ` +
         `${short(most)} at most in the last two minutes`,
     );
-    if (this.#pointer === null || !newest) {
-      this.#readout.textContent = newest ? `${short(newest.rate)} events/s` : "events/s";
+    if (this.#pointer === null || !values.length) {
+      this.#readout.textContent = newest ? `${short(newest.rate)} per second` : "per second";
       return [];
     }
     const distance = (sample) => Math.abs(x(sample.time) - this.#pointer);
     const near = values.reduce((best, each) => (distance(each) < distance(best) ? each : best));
     const ago = Math.round(now - near.time);
-    this.#readout.textContent = `${short(near.rate)} events/s, ${ago} s ago`;
+    this.#readout.textContent = `${short(near.rate)} per second, ${ago} s ago`;
     const at = x(near.time);
     return [
       svg("line", { class: "cross", x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM }),

@@ -31,7 +31,8 @@ function makeRow(session) {
     const cell = element("td", className);
     cell.setAttribute("role", "cell");
     if (label) cell.dataset.label = label;
-    cells[name] = cell;
+    cells[name] = element("div", "value");
+    cell.append(cells[name]);
     row.append(cell);
   }
   cells.id.append(isolated(session.id, "id"));
@@ -41,7 +42,8 @@ function makeRow(session) {
   }
   cells.client.append(isolated(session.client || "–"));
   cells.topics.append(...topics(session));
-  if (session.id !== own) cells.action.append(endButton(session.id));
+  if (session.id === own) row.classList.add("own");
+  else cells.action.append(endButton(session.id));
   return { row, cells };
 }
 
@@ -107,7 +109,9 @@ export function showSessions(status) {
   ended.sort(([, a], [, b]) => b - a);
   setText(
     byId("sessions-ended"),
-    ended.length ? `Ended so far: ${ended.map(([why, n]) => `${count(n)} ${why}`).join(", ")}.` : "",
+    ended.length
+      ? `Ended so far, by reason: ${ended.map(([why, n]) => `${why} ${count(n)}`).join(", ")}.`
+      : "",
   );
 }
 

@@ -23,6 +23,7 @@ export class Stream {
   #timer = 0;
   #heard = 0;
   #state = "";
+  #why = "";
 
   constructor(on) {
     this.#on = on;
@@ -66,13 +67,12 @@ export class Stream {
       this.#source = null;
       this.#findOutWhy();
     } else {
-      // What silence means is the server's to say again, once it is there.
-      this.#enter("reconnecting");
+      this.#enter("reconnecting", this.#loss());
     }
   }
 
   async #findOutWhy() {
-    this.#enter("reconnecting");
+    this.#enter("reconnecting", this.#loss());
     let status = 0;
     try {
       const headers = { Accept: "text/event-stream", ...authorization("subscribe") };
@@ -87,7 +87,7 @@ export class Stream {
     }
     const wait = Math.min(LONGEST, 1_000 * 1.6 ** this.#failures) * (0.75 + Math.random() / 2);
     this.#failures += 1;
-    const why = status >= 400 ? `the server answers ${status}` : "";
+    const why = status >= 400 ? `the server answers ${status}` : "the server cannot be reached";
     this.#enter("reconnecting", why);
     this.#timer = setTimeout(() => this.open(), wait);
   }
@@ -100,8 +100,14 @@ export class Stream {
     }
   }
 
+  #loss() {
+    if (this.#state === "reconnecting") return this.#why;
+    return this.#state === "draining" ? "the server has shut down" : "the connection was lost";
+  }
+
   #enter(state, why = "") {
     this.#state = state;
+    this.#why = why;
     this.#on.state(state, why ? `${TEXT[state]}: ${why}` : TEXT[state]);
   }
 }

@@ -124,5 +124,6 @@ class AppTasks(TaskGroup):
             inbox.close()
             for failure in failures:
                 self.has_failed = True
-                await config.log.error("Error in the application", exc_info=failure)
+                # Hypercorn's logger is asynchronous in name, and never waits.
+                await config.log.error("Error in the application", exc_info=failure)  # noqa: ASYNC102
         await send(None)  # Hypercorn's sign that it has returned

@@ -156,7 +156,7 @@ class Connection:
             for failure in failures:
                 # What follows from an application's failure has been logged with it.
                 if not isinstance(failure, _LOST) and not self._task_group.has_failed:
-                    await self._server.report(failure)
+                    await self._server.report(failure)  # noqa: ASYNC102  # a log line: no wait
 
     async def _serve(self) -> None:
         alpn = "http/1.1"

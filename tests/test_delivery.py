@@ -296,6 +296,7 @@ async def test_both_ways_send_the_same_bytes(writes: Writes, size: int) -> None:
             nursery.start_soon(direct.rest)
             nursery.start_soon(by_asgi.rest)
     assert direct.body == by_asgi.body
+    del direct.headers["date"], by_asgi.headers["date"]  # a second may have passed
     assert direct.headers == by_asgi.headers
     assert direct.ended == by_asgi.ended == "complete"
     assert writes.at_once > 0

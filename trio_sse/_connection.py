@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import trio
@@ -178,7 +179,7 @@ class Connection:
             server.config,
             server.context,
             self._task_group,
-            ConnectionState(server.state.copy()),
+            ConnectionState(server.state),  # each request gets a copy
             ssl,
             parse_socket_addr(sock.family, sock.getpeername()),
             parse_socket_addr(sock.family, sock.getsockname()),
@@ -201,13 +202,25 @@ class Connection:
         with self._reading:
             while True:
                 try:
-                    data = await self._stream.receive_some(_RECEIVE_SIZE)
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    data = await self._receive()
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                     break
-                await self._protocol.handle(RawData(bytes(data)))
+                await self._protocol.handle(RawData(data))
                 if not data:
                     break
         await self._protocol.handle(Closed())
+
+    async def _receive(self) -> bytes:
+        if isinstance(self._stream, trio.SSLStream):
+            return bytes(await self._stream.receive_some(_RECEIVE_SIZE))
+        # Here a connection spends its life. Trio's own stream would do the same with
+        # three more frames, which are a kilobyte for each of them.
+        while True:
+            if self._socket.fileno() < 0:  # cut while a message was handled
+                raise trio.ClosedResourceError
+            await trio.lowlevel.wait_readable(self._socket)
+            with suppress(BlockingIOError):
+                return self._socket.recv(_RECEIVE_SIZE)
 
     async def _send(self, event: Event) -> None:
         """What Hypercorn's protocol calls to have its way with the connection."""

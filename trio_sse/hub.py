@@ -255,8 +255,11 @@ class Hub:
     async def _hold_parent_nursery(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as self._nursery:
             self._dispatcher.position = self.log.newest
-            self._nursery.start_soon(self._keep_up, self._dispatcher.run, name="dispatcher")
-            self._nursery.start_soon(self._keep_up, self._keeper.run, name="keeper")
+            for service, name in (
+                (self._dispatcher.run, "dispatcher"),
+                (self._keeper.run, "keeper"),
+            ):
+                self._nursery.start_soon(self._keep_up, service, name=f"trio_sse {name}")
             self._state = "open"
             task_status.started()
 

@@ -11,7 +11,7 @@ import trio.testing
 from connections import MANY, PATHS, Baseline, Recorder
 from sockets import FAR, Client, connected, eventually, get, post, serving, subscribed
 
-from trio_sse import Access, Endpoint, Event, Hub, HubLimits, Refused, Request, Session
+from trio_sse import Access, Endpoint, Event, Hub, HubLimits, Refused, Request, Session, server
 from trio_sse._app_tasks import Inbox
 from trio_sse.asgi import TOO_SLOW
 
@@ -255,6 +255,34 @@ async def test_what_follows_a_last_request_is_not_waited_for() -> None:
             await client.until(b"retry: 2000")
             recorder.hub.end_all("enough")
             assert (await client.to_end()).endswith(b"0\r\n\r\n")
+        await baseline.restored()
+
+
+@pytest.mark.parametrize("header", ["X: y", "Connection: close"])
+async def test_an_application_may_cancel_its_last_send_when_the_client_has_gone(
+    header: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As Quart-Trio does; and the client is said to have gone before that send returns.
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x"})
+            nursery.cancel_scope.cancel()
+
+    monkeypatch.setattr(server, "_LOOK_EVERY", 0.01)
+    async with serving(app, settings={"keep_alive_timeout": 0.05}) as running:
+        baseline = Baseline()
+        async with connected(running) as client:
+            await client.send(get("/", header))
+            assert (await client.to_end()).endswith(b"1\r\nx\r\n0\r\n\r\n")
         await baseline.restored()
 
 

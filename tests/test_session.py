@@ -493,18 +493,6 @@ class TestHandler:
         [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
         assert record.exc_info is not None
 
-    async def test_its_exception_may_be_broken_itself(self, autojump_clock: Clock) -> None:
-        class Broken(Exception):
-            def __repr__(self) -> str:
-                raise LookupError
-
-        async def handler(session: Session) -> None:
-            raise Broken
-
-        async with Hub() as hub, hub.open_session(Request(), handler=handler) as (session, _):
-            assert await session.wait_ended() == EndReason("handler-failed", "Broken")
-            await hub.publish(Event("the hub has not noticed"))
-
     async def test_its_clean_up_may_fail_after_another_reason(self, autojump_clock: Clock) -> None:
         calls: list[Any] = []
         hub = Hub()

@@ -125,7 +125,7 @@ class Hooks:
     async def error(self, session: Session, *failures: Exception) -> None:
         """Log ``failures`` and tell the error hooks. Bounded; raises nothing."""
         for failure in failures:
-            log.error("session %s: %s", session.short_id, described(failure), exc_info=failure)
+            log.error("session %s: %r", session.short_id, failure, exc_info=failure)
             for hook in self._error:
                 again: list[Exception] = []
                 with self._bound(again, "error hook", hook):
@@ -243,14 +243,6 @@ class collect:  # noqa: N801  # used like a function, as contextlib's own are
                 self._take(exc)
             else:
                 self._failures.append(exc)
-
-
-def described(failure: Exception) -> str:
-    """Its ``repr``, if it has one: it is the application's, and may be anything."""
-    try:
-        return repr(failure)
-    except Exception:
-        return type(failure).__name__
 
 
 def _refusal(failures: list[Exception]) -> Exception:

@@ -17,7 +17,7 @@ import trio
 
 from ._construct import NoPublicConstructor
 from .errors import HubClosed, Refused, SessionEnded
-from .hooks import Hooks, collect, described
+from .hooks import Hooks, collect
 from .log import Record
 from .outbox import Batch, OutboxLimits, OutboxReceiveEnd, OutboxSendEnd, Tally, open_outbox
 from .wire import Event, encode
@@ -428,7 +428,7 @@ class Session(metaclass=NoPublicConstructor):
             # That what it was sending to has ended is no news, and no fault of a handler.
             failures[:] = [exc for exc in failures if not isinstance(exc, SessionEnded)]
         elif failures:
-            self.end(EndReason("handler-failed", described(failures[0])))
+            self.end(EndReason("handler-failed", repr(failures[0])))
         elif trio.current_time() >= self.cancel_scope.deadline:
             age = trio.current_time() - self._started_at
             self.end(EndReason("deadline", f"open for {age:.0f} s"))

@@ -108,12 +108,5 @@ def test_the_library_example_greets_and_says_goodbye(tmp_path: Path) -> None:
             assert re.fullmatch(r"\w+\.1 message news\n", next_line(client, "news"))
             server.send_signal(signal.SIGINT)
             assert re.fullmatch(r"\w+\.1 farewell goodbye\n", next_line(client, "goodbye"))
-        assert re.fullmatch(r"\S{8} handler-returned\n", next_line(server, "handler"))
+            assert re.fullmatch(r"\S{8} handler-returned\n", next_line(server, "handler"))
         assert server.wait(PATIENCE) == 0
-
-
-def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
-    assert links
-    missing = [link for link in links if ":" not in link and not (ROOT / link).exists()]
-    assert not missing

@@ -69,8 +69,7 @@ class Feed:
         session.nursery.start_soon(self._send_published, session, position)
         session.nursery.start_soon(self._send_status, session)
         await session.draining()
-        session.deliver_control(self._current_status())
-        session.nursery.cancel_scope.cancel(reason="the hub drains")
+        _send(session, self._current_status())
 
     async def _send_past(self, session: Session) -> int:
         """Send the newest events that are there, and greet; the position of the last."""
@@ -79,14 +78,14 @@ class Feed:
         records = await log.read(max(log.trimmed, newest - PAST_EVENTS), PAST_EVENTS)
         past = self._some(records, PAST_EVENTS)
         hello = _event("hello", {"session": session.short_id})  # what follows it is new
-        session.deliver_control(past + hello + self._current_status())
+        _send(session, past + hello + self._new_status())  # with this session in it
         return records[-1].position if records else newest
 
     async def _send_status(self, session: Session) -> None:
         while True:
             await trio.sleep(STATUS_EVERY)
             if not session.has_backlog:
-                session.deliver_control(self._current_status())
+                _send(session, self._current_status())
 
     async def _send_published(self, session: Session, position: int) -> None:
         log = self._hub.log
@@ -100,7 +99,7 @@ class Feed:
                     if len(records) == _PAGE_SIZE and position < log.newest:
                         position = log.newest  # too far behind to catch up
                         data += _SKIPPED
-                    session.deliver_control(data)
+                    _send(session, data)
             await trio.sleep(FOLLOW_EVERY)
 
     def _some(self, records: Sequence[Record], limit: int) -> bytes:
@@ -127,10 +126,14 @@ class Feed:
 
     def _current_status(self) -> bytes:
         made_at, state = self._status_of
+        if trio.current_time() - made_at < STATUS_EVERY / 2 and state == self._hub.state:
+            return self._status
+        return self._new_status()
+
+    def _new_status(self) -> bytes:
         now = trio.current_time()
-        if now - made_at >= STATUS_EVERY / 2 or state != self._hub.state:
-            self._status = _event("status", self._describe(now))
-            self._status_of = (now, self._hub.state)
+        self._status = _event("status", self._describe(now))
+        self._status_of = (now, self._hub.state)
         return self._status
 
     def _describe(self, now: float) -> Object:
@@ -172,6 +175,11 @@ class Feed:
             "last_event_id": _cut(counts.last_event_id, MAX_NAME),
             "client": _cut(session.request.client or "", MAX_NAME),
         }
+
+
+def _send(session: Session, data: bytes) -> None:
+    session.deliver_control(data)
+    session.last_event_at = session.last_write_at  # one that is looked at is not idle
 
 
 def _as_shown(record: Record) -> Object:

@@ -287,7 +287,7 @@ class TestBounds:
         self, overflow: Overflow
     ) -> None:
         send, receive = make(overflow, max_events=1, max_bytes=100)
-        send.put(batch(1))
+        send.put(batch(1, size=95))
         notice = Batch.control(b": notice\n\n")
         assert send.put(notice)
         while send.put(notice):

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, final
@@ -59,7 +59,7 @@ class Server:
         self._world = world
         self._grace = grace
         self._log = directory / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: trio.Process | None = None
 
     async def start(self) -> None:
         """Start it and wait until it answers."""
@@ -68,14 +68,14 @@ class Server:
         argv += ["--queue-events", "256", "--log-level", "warning"]
         cores = sorted(os.sched_getaffinity(0))
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = await trio.lowlevel.open_process(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=lambda: os.sched_setaffinity(0, cores[:1]),  # noqa: PLW1509  # no threads
             )
+        os.sched_setaffinity(self._process.pid, cores[:1])
         with trio.fail_after(_PATIENCE):
             while True:
                 with suppress(OSError):
@@ -107,16 +107,14 @@ class Server:
         fail = self._world.ledger.fail
         began = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
-        code: int | None = None
-        while code is None and time.monotonic() < began + self._grace + _PATIENCE:
-            await trio.sleep(0.01)
-            code = self._process.poll()
+        with trio.move_on_after(self._grace + _PATIENCE):
+            await self._process.wait()
         took = time.monotonic() - began
-        if code is None:
+        if self._process.returncode is None:
             fail(f"the server did not end {took:.0f} s after SIGTERM")
             self.kill()
-        elif code != 0:
-            fail(f"exit code {code}: {self._tail()}")
+        elif self._process.returncode != 0:
+            fail(f"exit code {self._process.returncode}: {self._tail()}")
         if took > self._grace + _SLACK:
             fail(f"it took {took:.2f} s to end, with a grace of {self._grace:g} s")
         self._check_last_census()
@@ -143,7 +141,6 @@ class Server:
         """End what is left of it."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
 
     def complaints(self) -> list[str]:
         """What it logged, other than what it says at its end."""
@@ -163,7 +160,7 @@ class Soak:
         self._options = options
         self._rng = random.Random(options.seed)
         self._ledger = Ledger()
-        self._world = World(_free_port(), self._ledger, trio.Event())
+        self._world = World(_free_port(), self._ledger, trio.Event(), trio.Event())
         self._server = Server(self._world, options.grace, directory)
         self._followers: list[Follower] = []
         self._publisher = Publisher(self._world, self._rng_for("publisher"))
@@ -232,21 +229,23 @@ class Soak:
         self._world.calm.set()
         await self._wait(
             "not all who resume came back",
-            lambda: all(f.is_listening or f.is_complete for f in self._followers),
+            lambda: all(f.is_listening for f in self._followers),
         )
         for topic in TOPICS:
             await self._publisher.publish(topic)
         self._publisher.close()
+        self._world.all_published.set()
         await self._wait(
             "not all have everything", lambda: all(f.is_complete for f in self._followers)
         )
 
-    async def _wait(self, failure: str, done: Any) -> None:
+    async def _wait(self, failure: str, done: Callable[[], bool]) -> None:
         with trio.move_on_after(_PATIENCE):
-            while not done():
+            while not done():  # noqa: ASYNC110  # there is no one event for it
                 await trio.sleep(0.05)
             return
-        missing = [f.name for f in self._followers if not f.is_complete]
+        missing = [f for f in self._followers if not (f.is_listening or f.is_complete)]
+        missing = missing or [f for f in self._followers if not f.is_complete]
         self._ledger.fail(f"{failure} within {_PATIENCE:g} s: {len(missing)}, as {missing[:3]}")
 
     async def _wait_for_baseline(self, before: dict[str, Any]) -> dict[str, Any]:
@@ -300,7 +299,7 @@ class Soak:
 
 _BLOCKS_PER_EVENT: Final = 12
 """Of memory, that an event in the log takes, generously."""
-_BLOCKS_KEPT: Final = 5_000
+_BLOCKS_KEPT: Final = 1_500
 """Of memory, that caches may have grown by."""
 
 

@@ -31,11 +31,13 @@ class World:
     Attributes:
         port: where the server is, whenever it is there.
         calm: no more mischief: who resumes stays, the others leave.
+        all_published: and who has everything leaves, too.
     """
 
     port: int
     ledger: Ledger
     calm: trio.Event
+    all_published: trio.Event
 
     def count(self, what: str) -> None:
         self.ledger.counts[what] += 1
@@ -120,7 +122,7 @@ class Chunks:
 
 async def resume_for_ever(world: World, rng: random.Random, follower: Follower) -> None:
     """Come, go, come back to where it was; in the end stay until it has everything."""
-    while not (world.calm.is_set() and follower.is_complete):
+    while not (world.all_published.is_set() and follower.is_complete):
         end: End = "away"
         with suppress(OSError):
             end = await _follow(world, rng, follower)
@@ -172,10 +174,10 @@ async def _read(
                 farewell = True
         if chunks.ended:
             return "farewell" if farewell else "cut"
+        if world.all_published.is_set() and follower.is_complete:
+            return "left"
         if world.calm.is_set():
-            if follower.is_complete:
-                return "left"
-            left = trio.current_time() + 0.2  # look again: completeness comes from elsewhere
+            left = trio.current_time() + 0.2  # look again
         data = b""
         with trio.move_on_at(left) as waiting:
             try:
@@ -257,13 +259,13 @@ async def _must_end(world: World, sock: trio.socket.SocketType, what: str) -> No
         world.ledger.fail(f"{what} was still open after {_PATIENCE:g} s")
 
 
+_JSON: Final = b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+_UPGRADE: Final = b"GET /events HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: "
 _GARBAGE: Final = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),  # a TLS greeting
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    b"GET /events HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
-    b"Upgrade: h2c\r\nHTTP2-Settings: !!!\r\n\r\n",
-    b"GET /events HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n",
+    _UPGRADE + b"h2c\r\nHTTP2-Settings: !!!\r\n\r\n",
+    _UPGRADE + b"websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n",
     b"GET /events HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 70_000 + b"\r\n\r\n",
     b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -271,10 +273,8 @@ _GARBAGE: Final = (
     b"GET  /events HTTP/1.1\r\n\r\n",
     b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\nabc",
     b"POST /events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    b"Content-Length: 9\r\n\r\n" + b'{"data":\xff',
-    b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    b"Content-Length: 9999999999\r\n\r\n{",
+    _JSON + b'Content-Length: 9\r\n\r\n{"data":\xff',
+    _JSON + b"Content-Length: 9999999999\r\n\r\n{",
     b"\r\n" * 500,
     bytes(range(256)) * 8,
 )

@@ -89,6 +89,11 @@ class Follower:
         self._firsts: list[tuple[str, int]] = []
         self._ends: list[tuple[str, int]] = []
 
+    def __repr__(self) -> str:
+        where = "listening" if self.is_listening else "away"
+        at = f"{self._epoch}.{self._position}, number {self._number}"
+        return f"<{self.name} of {self.topic or 'all topics'}, {where}, at {at}>"
+
     def take(self, event: Event) -> None:
         """Check the next event of the stream."""
         if event.id is None:

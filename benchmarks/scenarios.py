@@ -96,8 +96,9 @@ def _posting(server: Running, *, events: int, size: int) -> dict[str, Any]:
 
 
 def _cpu_per_delivery(result: dict[str, Any]) -> float:
-    deliveries = max(result["delivery"]["events"], 1)
-    return float(result["server"]["cpu_run_s"]) * 1e6 / deliveries
+    cpu: float = result["server"]["cpu_run_s"]
+    deliveries: int = result["delivery"]["events"]
+    return cpu * 1e6 / max(deliveries, 1)
 
 
 def blast(kind: Kind, sizes: dict[str, int]) -> Found:

@@ -373,6 +373,11 @@ async def test_what_was_published_before_comes_first_and_what_follows_at_once(
         assert trio.current_time() == before
 
 
+async def test_a_last_event_id_is_not_for_the_console(hub: Hub, autojump_clock: MockClock) -> None:
+    async with open_stream(app(hub), STREAM, headers={"last-event-id": "other.5"}) as stream:
+        assert [type for type, _ in await until_silent(stream)] == ["hello", "status"]
+
+
 async def test_an_event_is_shown_with_its_fields(hub: Hub, autojump_clock: MockClock) -> None:
     async with open_stream(app(hub), STREAM) as stream:
         event_id = await hub.publish(Event("a\nb", type="tick", retry=1500), ["x", "y"])

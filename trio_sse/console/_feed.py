@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Final, final
 
@@ -39,7 +40,6 @@ MAX_TOPICS: Final = 8
 _PAGE_SIZE: Final = 256
 _ENOUGH: Final = 16 << 10
 """Bytes of an event that are looked at: more than what is sent of any usual one."""
-_KEPT: Final = 64
 _SKIPPED: Final = encode(Event("{}", type="skipped"))
 
 Object = Mapping[str, object]
@@ -58,10 +58,10 @@ class Feed:
         self._hub = hub
         self._path = path
         # Made once for all consoles: the last status, when it was made and for which state
-        # of the hub; and the newest events by their ids.
+        # of the hub; and the newest events.
         self._status = b""
         self._status_of: tuple[float, str] = (float("-inf"), "")
-        self._published: dict[str, bytes] = {}
+        self._published = lru_cache(maxsize=PAST_EVENTS + MAX_EVENTS)(_published)
 
     async def follow(self, session: Session) -> None:
         """Send one console what it needs, until the hub drains or the client leaves."""
@@ -107,7 +107,7 @@ class Feed:
         chosen: list[bytes] = []
         size = 0
         for record in reversed(records[-limit:]):
-            event = self._event_published(record)
+            event = self._published(record)
             size += len(event)
             if chosen and size > MAX_BYTES:
                 break
@@ -115,14 +115,6 @@ class Feed:
         if len(chosen) < len(records):
             chosen.append(_SKIPPED)
         return b"".join(reversed(chosen))
-
-    def _event_published(self, record: Record) -> bytes:
-        event = self._published.get(record.id)
-        if event is None:
-            if len(self._published) >= _KEPT:
-                self._published.clear()
-            event = self._published[record.id] = _event("published", _as_shown(record))
-        return event
 
     def _current_status(self) -> bytes:
         made_at, state = self._status_of
@@ -182,7 +174,7 @@ def _send(session: Session, data: bytes) -> None:
     session.last_event_at = session.last_write_at  # one that is looked at is not idle
 
 
-def _as_shown(record: Record) -> Object:
+def _published(record: Record) -> bytes:
     """A published event, cut to what the page shows of it."""
     # A large event costs no more than others: what follows the first kilobytes is not read.
     raw = record.data
@@ -190,7 +182,7 @@ def _as_shown(record: Record) -> Object:
     blocks = Decoder(every_block=True).feed(raw if whole else raw[:_ENOUGH] + b"\n\n")
     event = blocks[0] if blocks else Event("")
     data = event.data or ""
-    return {
+    shown = {
         "id": _cut(record.id, MAX_NAME),
         "topics": _names(record.topics),
         "topic_count": len(record.topics),
@@ -200,6 +192,7 @@ def _as_shown(record: Record) -> Object:
         "size": len(raw),
         "retry": event.retry,
     }
+    return _event("published", shown)
 
 
 def _names(names: Iterable[str]) -> list[str]:

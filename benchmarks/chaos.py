@@ -46,9 +46,17 @@ _LAST: Final = "census at the end: "
 _SLACK: Final = 1.0
 """Seconds beyond its grace in which the server has to end."""
 _BLOCKS_PER_SESSION: Final = 0.2
-_RSS_GROWTH: Final = 64 << 10
-"""KiB that allocators may keep."""
+_RSS_KEPT: Final = 16 << 10
+_RSS_KEPT_PER_CLIENT: Final = 48
+"""KiB that allocators may keep: of all that there was at one time, but not of more."""
+_SHOWN: Final = 40
+"""Lines, of many that may be alike."""
+_BLOCKS_PER_EVENT: Final = 12
+"""Of memory, that an event in the log takes, generously."""
+_BLOCKS_KEPT: Final = 1_500
+"""Of memory, that caches may have grown by."""
 _PATIENCE: Final = 30.0
+"""Seconds in which what has to come has to come."""
 
 
 @final
@@ -266,7 +274,8 @@ class Soak:
             self._ledger.fail(
                 f"{kept:.0f} blocks of memory are left of {after['registered']} sessions"
             )
-        if after["rss_kib"] > before["rss_kib"] + _RSS_GROWTH:
+        may_grow = _RSS_KEPT + _RSS_KEPT_PER_CLIENT * self._options.clients
+        if after["rss_kib"] > before["rss_kib"] + may_grow:
             self._ledger.fail(f"{after['rss_kib']} KiB of memory, which was {before['rss_kib']}")
         return after
 
@@ -284,9 +293,9 @@ class Soak:
             self._say(f"{name}: {then:,} before, {now:,} after")
         complaints = self._server.complaints()
         self._say(f"{len(complaints)} lines in the server's log")
-        for line in complaints[:40]:
+        for line in complaints[:_SHOWN]:
             self._say(f"  {line}")
-        for failure in self._ledger.failures[:40]:
+        for failure in self._ledger.failures[:_SHOWN]:
             self._say(f"FAILED: {failure}")
         self._say(f"seed {self._options.seed}: {len(self._ledger.failures)} failures")
 
@@ -295,12 +304,6 @@ class Soak:
 
     def _say(self, text: str) -> None:
         print(text, flush=True)
-
-
-_BLOCKS_PER_EVENT: Final = 12
-"""Of memory, that an event in the log takes, generously."""
-_BLOCKS_KEPT: Final = 1_500
-"""Of memory, that caches may have grown by."""
 
 
 def _free_port() -> int:

@@ -43,6 +43,7 @@ class Ledger:
         self.current = ""
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
+        self._epochs_cut_short: set[str] = set()
 
     def accepted(self, event_id: str, topic: str, k: int) -> None:
         name, position = split(event_id)
@@ -54,6 +55,14 @@ class Ledger:
         epoch.first.setdefault(topic, k)
         epoch.last[topic] = k
         self.counts["events accepted"] += 1
+
+    def cut_short(self, name: str, position: int) -> None:
+        """A client was told goodbye there, though more had been accepted."""
+        self.counts["goodbyes that came too early"] += 1
+        if name not in self._epochs_cut_short:
+            self._epochs_cut_short.add(name)
+            newest = self.epochs[name].newest
+            self.fail(f"goodbye at {position} of epoch {name}, of which {newest} were accepted")
 
     def fail(self, what: str) -> None:
         self.failures.append(what)
@@ -163,7 +172,7 @@ class Follower:
         for name, position in self._ends:
             epoch = self._ledger.epochs.get(name)
             if epoch is not None and position < epoch.newest:
-                self._fail(f"told goodbye at {position} of epoch {name}, which had {epoch.newest}")
+                self._ledger.cut_short(name, position)
 
     def _fail(self, what: str) -> None:
         self._ledger.fail(f"{self.name} ({self.topic or 'all topics'}): {what}")

@@ -21,8 +21,10 @@ from hypercorn.config import Config
 import trio_sse
 from trio_sse.wire import Decoder, Event
 
-FAR: float = 15.0
+FAR: float = 30.0
 """Seconds after which something that a test waits for is not going to happen."""
+GRACE: float = 10.0
+"""Seconds; a server that ends in half of that did not wait for anybody."""
 
 
 class LogList(logging.Handler):
@@ -85,7 +87,7 @@ async def serving(
     app: Any,
     *,
     stop_on_exit: bool = True,
-    grace: float = 1.0,
+    grace: float = GRACE,
     settings: dict[str, Any] | None = None,
     **options: Any,
 ) -> AsyncIterator[Running]:

@@ -9,9 +9,31 @@ import pytest
 import trio
 import trio.testing
 from connections import MANY, PATHS, Baseline, Recorder
-from sockets import FAR, Client, connected, eventually, get, post, serving, subscribed
+from sockets import (
+    FAR,
+    GRACE,
+    Client,
+    connected,
+    eventually,
+    get,
+    open_descriptors,
+    post,
+    serving,
+    subscribed,
+)
 
-from trio_sse import Access, Endpoint, Event, Hub, HubLimits, Refused, Request, Session, server
+from trio_sse import (
+    Access,
+    Endpoint,
+    Event,
+    Hub,
+    HubLimits,
+    Refused,
+    Request,
+    Session,
+    _connection,
+    server,
+)
 from trio_sse._app_tasks import Inbox
 from trio_sse.asgi import TOO_SLOW
 
@@ -50,7 +72,7 @@ async def test_a_client_leaves_while_nothing_happens(
                 assert recorder.reasons() == ["client-left"]
         await baseline.restored()
         assert recorder.reasons() == ["client-left"]
-        assert await running.stopped() < 0.5  # nobody is waited for
+        assert await running.stopped() < GRACE / 2
         assert running.logged() == []
 
 
@@ -238,10 +260,10 @@ async def test_subscribers_of_one_server_do_not_notice_each_other() -> None:
 
 
 async def test_a_client_that_asks_again_behind_its_stream_is_told_that_it_is_over() -> None:
-    async with serving(Endpoint(Hub()), grace=FAR) as running, connected(running) as client:
+    async with serving(Endpoint(Hub())) as running, connected(running) as client:
         await client.send(get() + get())
         await client.until(b"retry: 2000")
-        assert await running.stopped() < FAR / 2
+        assert await running.stopped() < GRACE / 2
         assert b"0\r\n\r\nHTTP/1.1 503" in await client.to_end()
 
 
@@ -255,6 +277,66 @@ async def test_what_follows_a_last_request_is_not_waited_for() -> None:
             await client.until(b"retry: 2000")
             recorder.hub.end_all("enough")
             assert (await client.to_end()).endswith(b"0\r\n\r\n")
+        await baseline.restored()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (post("/", b"x" * 10_000_000), b"413"),
+        (post("/", b"x" * 10_000_000, "Origin: http://other.org"), b"403"),
+        (get("/", "Transfer-Encoding: chunked", method="POST") + b"z\r\n" * 3_000_000, b"400"),
+        (b"GET /" + b"x" * 10_000_000, b"431"),
+    ],
+    ids=["too large", "refused", "malformed", "an endless line"],
+)
+async def test_a_client_that_sends_first_and_then_reads_has_its_answer(
+    request_: bytes, status: bytes
+) -> None:
+    async with serving(Endpoint(Hub(), publish=True)) as running:
+        baseline = Baseline()
+        async with connected(running) as client:
+            await client.send(request_)
+            assert (await client.to_end())[9:12] == status
+        await baseline.restored()
+        assert running.logged() == []
+
+
+async def test_work_after_an_answer_does_not_keep_the_connection_open() -> None:
+    may_end = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+        await may_end.wait()
+
+    async with serving(app) as running:
+        baseline = Baseline()
+        async with connected(running) as client:
+            await client.send(post("/", b"x" * 100)[:-50])
+            assert (await client.to_end()).endswith(b"0\r\n\r\n")
+        await eventually(lambda: open_descriptors() <= baseline.descriptors)
+        may_end.set()
+        await baseline.restored()
+
+
+async def test_a_client_that_never_stops_sending_is_not_read_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_connection, "_LINGER", 0.05)
+
+    async def flood(client: Client) -> None:
+        while True:
+            await client.send(b"x" * 100_000)
+
+    async with serving(Endpoint(Hub(), publish=True)) as running:
+        baseline = Baseline()
+        async with connected(running) as client:
+            await client.send(get("/", "Content-Length: 999999999999", method="POST"))
+            with trio.fail_after(FAR), pytest.raises(trio.BrokenResourceError):
+                await flood(client)
+            assert b" 413 " in await client.to_end()
         await baseline.restored()
 
 

@@ -27,6 +27,7 @@ from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 from sockets import (
     FAR,
+    GRACE,
     Client,
     Running,
     Subscriber,
@@ -211,7 +212,7 @@ async def test_a_malformed_request_hurts_nobody_else(
             assert len(running.log) <= 1, running.logged()
             levels = [record.levelno for record in caplog.records]
             assert max(levels, default=0) < logging.ERROR
-        assert await running.stopped() < 0.5
+        assert await running.stopped() < GRACE / 2
 
 
 async def test_http_2_is_not_spoken_unless_asked_for() -> None:
@@ -502,28 +503,24 @@ async def test_it_survives_running_out_of_descriptors() -> None:
         host, _, port = url.removeprefix("http://").rpartition(":")
         running = Running((host, int(port)), [url], [])
         async with AsyncExitStack() as stack:
-            served = 0
-            waiting: list[Client] = []
-            for _ in range(60):
-                client = await stack.enter_async_context(connected(running))
-                await client.send(get())
-                waiting.append(client)
-            for client in waiting:
-                with trio.move_on_after(1 if served else FAR):
-                    await client.until(b"retry: 2000")
-                    served += 1
-                    continue
-                break
-            assert 5 < served < 40
-            for client in waiting[:served]:
+            clients: list[Client] = []
+            for _ in range(60):  # more than it may have
+                clients.append(await stack.enter_async_context(connected(running)))
+                await clients[-1].send(get())
+            said = ""
+            while "Cannot accept" not in said:
+                said = await trio.to_thread.run_sync(process.stderr.readline)
+            assert "Too many open files" in said
+            for client in clients[:20]:
+                await client.until(b"retry: 2000")
                 client.close()
-            await waiting[served].until(b"retry: 2000")  # it had only to wait
+            await clients[39].until(b"retry: 2000")  # it had only to wait
         async with subscribed(running):
             pass
         process.stdin.close()
         assert await trio.to_thread.run_sync(process.wait) == 0
         errors = process.stderr.read()
-        assert errors.count("Cannot accept (Too many open files)") == 1
+        assert "Cannot accept" not in errors  # to have said it once is enough
         assert "Traceback" not in errors
 
 
@@ -782,7 +779,7 @@ async def test_all_kinds_of_clients_do_not_hold_up_the_end(figure: Callable[[str
         await endpoint(scope, receive, send)
 
     endpoint = Endpoint(recorder.hub, publish=True, body_timeout=60)
-    async with serving(application, grace=0.5) as running, AsyncExitStack() as stack:
+    async with serving(application, grace=1.5) as running, AsyncExitStack() as stack:
 
         async def client(sent: bytes, **options: Any) -> Client:
             made = await stack.enter_async_context(connected(running, **options))
@@ -806,8 +803,8 @@ async def test_all_kinds_of_clients_do_not_hold_up_the_end(figure: Callable[[str
             nursery.start_soon(keep_coming, running, late)
             nursery.start_soon(reading.rest)
             took = await running.stopped()
-    figure(f"grace 0.5 s, took {took:.2f} s; {len(late)} came during it")
-    assert took < 0.5 + ENOUGH
+    figure(f"grace 1.5 s, took {took:.2f} s; {len(late)} came during it")
+    assert took < 1.5 + ENOUGH
     assert len(recorder.unregistered) == len(recorder.registered) >= 4
     assert reading.ended == "complete"
     assert reading.blocks[-1].comment == "draining"
@@ -829,7 +826,8 @@ async def test_each_of_many_gets_a_farewell_of_its_own(
 ) -> None:
     count = 500
     recorder = Recorder()
-    async with serving(path(Endpoint(recorder.hub))) as running, AsyncExitStack() as stack:
+    app = path(Endpoint(recorder.hub))
+    async with serving(app) as running, AsyncExitStack() as stack:
         subscribers = [await stack.enter_async_context(subscribed(running)) for _ in range(count)]
         last = await recorder.hub.publish(Event("last"))
         async with trio.open_nursery() as nursery:
@@ -837,7 +835,7 @@ async def test_each_of_many_gets_a_farewell_of_its_own(
                 nursery.start_soon(subscriber.rest)
             took = await running.stopped()
         figure(f"{count} drained in {took:.2f} s")
-        assert took < 1 + ENOUGH
+        assert took < GRACE
         retries = set()
         for subscriber in subscribers:
             assert subscriber.ended == "complete"
@@ -861,7 +859,7 @@ async def test_a_request_in_flight_may_end_within_the_grace() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
 
-    async with serving(app, grace=FAR) as running, connected(running) as client:
+    async with serving(app) as running, connected(running) as client:
         await client.send(get())
         await begun.wait()
         running.stop()
@@ -875,14 +873,14 @@ async def test_a_request_in_flight_may_end_within_the_grace() -> None:
 async def test_idle_connections_are_not_waited_for() -> None:
     async with (
         serving(
-            Endpoint(Hub(), publish=True), grace=FAR, settings={"keep_alive_timeout": 10 * FAR}
+            Endpoint(Hub(), publish=True), settings={"keep_alive_timeout": 10 * FAR}
         ) as running,
         connected(running) as idle,
         connected(running) as used,
     ):
         await used.send(post("/", b'{"data": "x"}'))
         await used.until(b'"}\n')
-        assert await running.stopped() < FAR / 2
+        assert await running.stopped() < GRACE / 2
         assert await idle.to_end() == b""
 
 
@@ -947,7 +945,7 @@ async def test_a_hub_that_was_never_opened_does_not_hold_up_the_end() -> None:
         async with connected(running) as client:
             await client.send(get())
             assert b" 503 " in await client.until(b"}\n")
-        assert await running.stopped() < ENOUGH
+        assert await running.stopped() < GRACE / 2
 
 
 async def test_two_hubs_are_drained_side_by_side() -> None:
@@ -1013,7 +1011,7 @@ async def test_an_application_may_do_without_a_lifespan(when: str) -> None:
         async with connected(running) as client:
             await client.send(get("/", "Connection: close"))
             assert b" 204 " in await client.to_end()
-        assert await running.stopped() < ENOUGH
+        assert await running.stopped() < GRACE / 2
         assert len(running.log) == (when == "by an exception")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
+import h11
 import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
@@ -29,8 +30,6 @@ from .hooks import collect
 from .outbox import Batch
 
 if TYPE_CHECKING:
-    import h11
-
     from .server import Server
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
@@ -38,6 +37,10 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 _RECEIVE_SIZE: Final = 1 << 16
 _SEND_PIECE: Final = 1 << 16
 """Bytes; each has the send deadline to itself, so that a slow reader is not a stalled one."""
+_UNFINISHED: Final = (h11.SEND_BODY, h11.ERROR)
+"""What h11 says of a client that sends more of its request, or of what it takes for one."""
+_LINGER: Final = 2.0
+"""Seconds."""
 _LOST: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 """How connections end that nobody did anything wrong with; TooSlowError is a handshake's."""
 
@@ -124,6 +127,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_is_ending",
         "_protocol",
         "_reading",
         "_send_lock",
@@ -141,6 +145,7 @@ class Connection:
         self._stream = stream
         self._send_lock = trio.Lock()
         self._reading = trio.CancelScope()
+        self._is_ending = False  # what comes is read, and dropped
         self._task_group = AppTasks()
         self._protocol: ProtocolWrapper | H11Protocol
         self.idle_since: float | None = trio.current_time()
@@ -205,9 +210,12 @@ class Connection:
                     data = await self._receive()
                 except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                     break
-                await self._protocol.handle(RawData(data))
+                if not self._is_ending:
+                    await self._protocol.handle(RawData(data))
                 if not data:
                     break
+        if self._is_ending:
+            self.cut()
         await self._protocol.handle(Closed())
 
     async def _receive(self) -> bytes:
@@ -228,7 +236,7 @@ class Connection:
             async with self._send_lock:
                 await self._send_data(event.data)
         elif isinstance(event, Closed):
-            self.cut()
+            self._end()
         elif isinstance(event, Updated):
             self.idle_since = trio.current_time() if event.idle else None
 
@@ -244,6 +252,21 @@ class Connection:
             raise
         finally:
             self.sending_since = None
+
+    def _end(self) -> None:
+        """Close; but a client that still sends its request is to read the response first.
+
+        To close with bytes unread would be to reset, and what the client has not read yet
+        is lost with that.
+        """
+        http = getattr(self._protocol, "connection", None)
+        if self._is_ending or getattr(http, "their_state", None) not in _UNFINISHED:
+            self.cut()
+            return
+        self._is_ending = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        self._reading.deadline = trio.current_time() + _LINGER
 
     def cut(self, *, too_slow: bool = False) -> None:
         """Close; whoever waits on the connection is told. Idempotent.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
@@ -10,9 +11,11 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final, TypeVar
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import IO, Any, Final, TypeVar
 
 from _parts import PARTS, require
 from selenium.common.exceptions import StaleElementReferenceException
@@ -134,6 +137,30 @@ def _program(index: int) -> str:
     return require(names, how_to_get)
 
 
+@contextmanager
+def serve_page(page: str) -> Iterator[str]:
+    """One HTML page on an origin of its own, which is handed out."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def log_message(self, *args: object) -> None:
+            pass  # not between the tests' dots
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def free_port() -> int:
     """A port that nothing listens on."""
     with socket.socket() as sock:
@@ -170,6 +197,24 @@ class ServiceProcess:
             raise AssertionError("the service did not start:\n" + "".join(self.lines))
         self._reader = threading.Thread(target=self.lines.extend, args=[process.stderr])
         self._reader.start()
+
+    def publish(self, data: str, *, token: str | None = None, **fields: object) -> str:
+        """Publish an event; its id."""
+        body = json.dumps({"data": data, **fields}).encode()
+        headers = {"content-type": "application/json"}
+        if token is not None:
+            headers["authorization"] = f"Bearer {token}"
+        request = urllib.request.Request(f"{self.url}/events", body, headers)
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            event_id: str = json.load(response)["id"]
+            return event_id
+
+    @contextmanager
+    def listener(self, query: str = "") -> Iterator[IO[bytes]]:
+        """A client that subscribes; its stream, which is silent until it is read."""
+        url = f"{self.url}/events{query}"
+        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+            yield response
 
     def stop(self) -> int:
         """Send SIGINT, as Ctrl-C does, and wait; the exit status."""

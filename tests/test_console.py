@@ -476,7 +476,7 @@ async def test_of_a_flood_a_console_gets_a_few_and_is_told_so(
         events = await until_silent(stream)
         assert events[-1] == ("skipped", {})
         shown = [int(data["data"]) for type, data in events if type == "published"]
-        assert len(shown) < 50
+        assert len(shown) < 200
         assert shown == sorted(shown)
         await hub.publish(Event("after"))
         assert (await published(stream))[-1]["data"] == "after"
@@ -489,11 +489,11 @@ async def test_events_that_do_not_all_fit_leave_a_mark_where_they_are_missing(
         await next_of(stream, "status")
         await hub.publish(Event("first"))
         assert (await next_of(stream, "published"))["data"] == "first"
-        for number in range(30):  # within the pause that follows
+        for number in range(130):  # within the pause that follows
             await hub.publish(Event(str(number)))
         events = await until_silent(stream)
     assert events[0] == ("skipped", {})
-    assert [data["data"] for _, data in events[1:]] == [str(n) for n in range(10, 30)]
+    assert [data["data"] for _, data in events[1:]] == [str(n) for n in range(30, 130)]
 
 
 async def test_what_is_sent_at_a_time_is_bounded_in_bytes(

@@ -22,13 +22,13 @@ from ..session import Session
 from ..wire import Decoder, Event, encode
 
 STATUS_EVERY: Final = 1.0
-FOLLOW_EVERY: Final = 0.1
+FOLLOW_EVERY: Final = 0.25
 """Seconds between events; the first after a pause is sent at once."""
 MAX_ROWS: Final = 200
 PAST_EVENTS: Final = 50
 """How many events that were there before are sent first; fewer if positions have holes."""
-MAX_EVENTS: Final = 20
-"""At most so many events at a time,"""
+MAX_EVENTS: Final = 100
+"""At most so many events at a time, which is what a page keeps,"""
 MAX_BYTES: Final = 128 << 10
 """and, after the first, so many bytes."""
 MAX_TEXT: Final = 2_000

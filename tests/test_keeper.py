@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
-from _sessions import stay
+from _sessions import payloads, stay
 
-from trio_sse import Event, Hub, HubLimits, OutboxLimits, Request
+from trio_sse import Event, Hub, HubLimits, MemoryLog, OutboxLimits, Request, dispatch
 from trio_sse._keeper import KEEP_ALIVE
 from trio_sse.outbox import OutboxReceiveEnd
 
@@ -179,6 +179,21 @@ class TestIdle:
             await session.send(Event("sent"))
             await session.wait_ended()
             assert trio.current_time() == 37
+
+    async def test_so_does_every_page_of_a_replay(
+        self, monkeypatch: pytest.MonkeyPatch, autojump_clock: Clock
+    ) -> None:
+        monkeypatch.setattr(dispatch, "PASS_EVENTS", 1)
+        log = MemoryLog()
+        for text in "1234":
+            await log.append(Event(text), ["t"])
+        hub = Hub(log=log, limits=HubLimits(max_idle=10), outbox=OutboxLimits(max_events=1))
+        request = Request(last_event_id=f"{log.epoch}.0")
+        async with hub, hub.open_session(request) as (session, receive_end):
+            for text in "1234":
+                assert payloads(await receive_end.receive()) == [text]
+                await trio.sleep(9)
+            assert session.is_open
 
     async def test_an_event_for_others_does_not(self, autojump_clock: Clock) -> None:
         hub = Hub(limits=HubLimits(max_idle=10))

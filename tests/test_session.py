@@ -177,6 +177,7 @@ class TestSending:
                 session.send_nowait(Event("1"))
             with pytest.raises(SessionEnded, match=match):
                 await session.send(Event("1"))
+            assert not session.has_backlog
 
     @pytest.mark.parametrize("how", ["end", "leave"])
     async def test_who_waits_for_room_is_told_of_the_end(

@@ -238,12 +238,12 @@ class Session(metaclass=NoPublicConstructor):
         """For tasks that live no longer than the session.
 
         Raises:
-            RuntimeError: before the session has registered, or after it has ended.
+            RuntimeError: before the session has registered.
         """
         if self._nursery is None:
             raise RuntimeError(
-                "a session has its nursery from when it is registered until it ends: "
-                "use session.nursery in the handler, not in a hook"
+                "a session has its nursery once it is registered: "
+                "use session.nursery in the handler, not in a register hook"
             )
         return self._nursery
 
@@ -403,8 +403,6 @@ class Session(metaclass=NoPublicConstructor):
                         # cancellation that came from above, and the rest is reached.
                         self.cancel_scope.shield = True
                         self._settle(failures)
-                        # It keeps the exception that ended it, whose traceback leads here.
-                        self._nursery = None
         finally:
             if did_register:
                 assert self._end_reason is not None

@@ -48,10 +48,6 @@ async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         yield
 
 
-async def page(request: Request) -> Response:
-    return HTMLResponse(PAGE)
-
-
 async def say(request: Request) -> Response:
     text = (await request.body()).decode(errors="replace")
     await hub.publish(trio_sse.Event(text), "said")
@@ -60,9 +56,9 @@ async def say(request: Request) -> Response:
 
 app = Starlette(
     routes=[
-        Route("/", page),
+        Route("/", HTMLResponse(PAGE)),
         Route("/say", say, methods=["POST"]),
-        Route("/events", trio_sse.Endpoint(hub)),  # an ASGI application: it has all methods
+        Route("/events", trio_sse.Endpoint(hub)),  # it knows by itself which methods it has
     ],
     lifespan=lifespan,
 )

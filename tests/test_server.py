@@ -510,6 +510,7 @@ async def test_it_survives_running_out_of_descriptors() -> None:
             said = ""
             while "Cannot accept" not in said:
                 said = await trio.to_thread.run_sync(process.stderr.readline)
+                assert said, "it ended"
             assert "Too many open files" in said
             for client in clients[:20]:
                 await client.until(b"retry: 2000")

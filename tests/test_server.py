@@ -29,6 +29,7 @@ from sockets import (
     FAR,
     GRACE,
     Client,
+    LogList,
     Running,
     Subscriber,
     connected,
@@ -348,6 +349,28 @@ async def test_a_request_that_has_been_answered_may_go_on_with_its_work() -> Non
             await client.to_end()
         await baseline.restored()
         assert done == ["/"]
+
+
+async def test_every_request_is_once_in_the_access_log() -> None:
+    handler = LogList()
+    logger = logging.Logger("of access, in this test")  # noqa: LOG001  # not to be found
+    logger.addHandler(handler)
+    settings = {"accesslog": logger, "access_log_format": "%(r)s %(s)s"}
+    async with serving(Endpoint(Hub(), publish=True), settings=settings) as running:
+        async with connected(running) as client:
+            await client.send(post("/", b'{"data": "x"}') + get("/?a", method="HEAD"))
+            await client.until(b"text/event-stream")
+        for leave in (Client.close, Client.reset):
+            baseline = Baseline()
+            async with subscribed(running, f"/?{leave.__name__}") as subscriber:
+                leave(subscriber.client)
+                await baseline.restored()
+        assert [record.getMessage() for record in handler.records] == [
+            "POST / 1.1 201",
+            "HEAD / 1.1 200",
+            "GET / 1.1 -",  # there is no more to it than that the client left
+            "GET / 1.1 -",
+        ]
 
 
 # Waiting.
@@ -672,16 +695,21 @@ async def test_a_handshake_has_a_bounded_time(
         assert running.logged() == []
 
 
-SCHEME_AND_AUTHORITY = [(":scheme", "https"), (":authority", "localhost")]
+GET_BY_HTTP2 = [
+    (":method", "GET"),
+    (":path", "/"),
+    (":scheme", "https"),
+    (":authority", "localhost"),
+]
 
 
 @asynccontextmanager
 async def spoken_http2(
-    running: Running, client_tls: ssl.SSLContext
+    running: Running, client_tls: ssl.SSLContext, **options: Any
 ) -> AsyncIterator[tuple[Client, Any]]:
     h2_connection = pytest.importorskip("h2.connection")  # it comes with Hypercorn
     client_tls.set_alpn_protocols(["h2"])
-    async with connected(running, ssl_context=client_tls) as client:
+    async with connected(running, ssl_context=client_tls, **options) as client:
         stream: Any = client.stream
         assert stream.selected_alpn_protocol() == "h2"
         http = h2_connection.H2Connection()
@@ -698,11 +726,7 @@ async def test_http_2_for_those_who_ask_for_it(
     recorder = Recorder()
     async with serving(Endpoint(recorder.hub), settings=certificate, http2=True) as running:
         async with spoken_http2(running, client_tls) as (client, http):
-            http.send_headers(
-                1,
-                [(":method", "GET"), (":path", "/"), *SCHEME_AND_AUTHORITY],
-                end_stream=True,
-            )
+            http.send_headers(1, GET_BY_HTTP2, end_stream=True)
             await client.send(http.data_to_send())
             body, headers, ended = b"", {}, False
             while not ended:
@@ -720,6 +744,27 @@ async def test_http_2_for_those_who_ask_for_it(
         assert b"connection" not in headers
         assert b"data: hello\n\n" in body
         assert running.logged() == []
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+async def test_an_http_2_client_does_not_hold_up_the_end(
+    stalls: bool, certificate: dict[str, str], client_tls: ssl.SSLContext
+) -> None:
+    recorder = Recorder(outbox=MANY)
+    async with (
+        serving(Endpoint(recorder.hub), grace=0.3, settings=certificate, http2=True) as running,
+        spoken_http2(running, client_tls, receive_buffer=4096 if stalls else None) as (
+            client,
+            http,
+        ),
+    ):
+        http.send_headers(1, GET_BY_HTTP2, end_stream=True)
+        await client.send(http.data_to_send())
+        await eventually(lambda: recorder.registered)
+        await recorder.hub.publish(Event("x" * (5_000_000 if stalls else 5)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert await running.stopped() < 0.3 + ENOUGH
+        assert recorder.reasons() == ["drained"]
 
 
 # The end.

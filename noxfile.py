@@ -115,8 +115,10 @@ def tests(session: nox.Session) -> None:
         env = {"COVERAGE_FILE": str(coverage_dir() / session.name)}
         config = f"--rcfile={ROOT / 'pyproject.toml'}"
         session.run("coverage", "run", config, "-m", "pytest", *args, env=env)
-    else:
+    elif session.posargs:
         session.run("pytest", *args)
+    else:  # what takes minutes ran with coverage
+        session.run("pytest", "-m", "not exhaustive", *args)
 
 
 @nox.session

@@ -266,7 +266,7 @@ _GARBAGE: Final = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     _UPGRADE + b"h2c\r\nHTTP2-Settings: !!!\r\n\r\n",
     _UPGRADE + b"websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n",
-    b"GET /events HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 70_000 + b"\r\n\r\n",
+    (b"GET /events HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 70_000 + b"\r\n\r\n"),
     b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /events HTTP/9.9\r\nHost: x\r\n\r\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -501,6 +502,28 @@ async def test_a_draining_hub_is_503_and_says_when_to_come_back(
             assert int(response.headers["retry-after"]) > 0
             await stream.read()
             assert stream.is_complete
+
+
+async def test_who_was_here_before_and_is_early_is_told_to_come_again(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """In a browser an EventSource that gets a 503 never comes back."""
+
+    async def stay(session: Session) -> None:
+        await session.draining()
+        await trio.sleep(1)
+
+    async with Hub() as hub:
+        app = Endpoint(hub, stay)
+        async with open_stream(app):
+            nursery.start_soon(hub.drain)
+            await hub.wait_draining()
+            early = await request(app, "GET", "/", headers={"Last-Event-ID": "any"})
+            assert early.status == 200
+            assert early.headers["content-type"] == "text/event-stream"
+            assert re.fullmatch(rb": draining\nretry: \d{4,}\n\n", early.body)
+            assert len(hub.sessions) == 1
+            await hub.wait_closed()
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])

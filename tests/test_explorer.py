@@ -436,6 +436,7 @@ def variants(*causes: str) -> Iterator[tuple[bool, bool]]:
             yield handler, resume
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("first", CAUSES)
 def test_every_second_cause_at_every_step_after(first: str, figure: Callable[[str], None]) -> None:
     explored = [

@@ -16,12 +16,14 @@ from _logs import MemoryLogWith
 from _sessions import decoded, payloads, receive_rest, recorder, stay
 
 from trio_sse import (
+    Decoder,
     EndReason,
     Event,
     Hooks,
     Hub,
     HubClosed,
     HubLimits,
+    MemoryLog,
     OutboxLimits,
     Refused,
     Request,
@@ -933,3 +935,39 @@ class TestLeavingASession:
                     raise LookupError
             assert await session.wait_ended() == EndReason.CLIENT_LEFT
             assert state_of(hub) == "open"
+
+
+class TestGoodbye:
+    async def test_it_says_where_each_session_was(self, autojump_clock: Clock) -> None:
+        async with Hub() as hub:
+            event_id = await hub.publish(Event("before anyone came"))
+            await trio.testing.wait_all_tasks_blocked()
+            async with (
+                hub.open_session(Request()) as (_, receive_end),
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(hub.drain, 1)
+                decoder = Decoder(every_block=True)
+                (goodbye,) = decoder.feed(await receive_end.receive())
+                receive_end.close()
+            assert goodbye.data is None
+            assert decoder.last_event_id == event_id
+            assert goodbye.retry is not None
+
+    async def test_one_that_was_still_replaying_keeps_its_place(
+        self, autojump_clock: Clock
+    ) -> None:
+        log = MemoryLog()
+        for _ in range(600):
+            await log.append(Event("x"), ["a"])
+        async with Hub(log=log, outbox=OutboxLimits(max_events=1)) as hub:
+            request = Request(last_event_id=f"{log.epoch}.0")
+            async with hub.open_session(request) as (_, receive_end):
+                await trio.testing.wait_all_tasks_blocked()  # one page is queued, one waits
+                decoder = Decoder()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(hub.drain, 1)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    seen = decoder.feed(await receive_end.receive())
+                    receive_end.close()
+            assert decoder.last_event_id == seen[-1].id != f"{log.epoch}.600"

@@ -30,6 +30,7 @@ from .errors import HubClosed, Refused
 from .hub import Hub
 from .outbox import OutboxLimits, OutboxReceiveEnd, Writer
 from .session import EndReason, Handler, Request, Session
+from .wire import Event, encode
 
 DIRECT: Final = "trio_sse.direct"
 """The scope extension by which a server offers `DirectConnection`."""
@@ -190,6 +191,12 @@ class Endpoint:
             if method == "HEAD":
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 await send({"type": "http.response.body"})
+            elif self.hub.state == "draining" and request.last_event_id:
+                # It was here before, and is early. An `EventSource` that is told anything
+                # but 200 would not come back again (9.2.3).
+                goodbye = encode(Event(retry=self.hub.jittered_retry(), comment="draining"))
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": goodbye})
             else:
                 await self._subscribe(scope, request, receive, send, headers)
         elif method == "POST" and self._may_publish:

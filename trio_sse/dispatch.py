@@ -59,6 +59,10 @@ class Audiences:
                 self._by_topic.setdefault(topic, {})[audience] = None
         audience.sessions[session] = None
 
+    def has(self, session: Session) -> bool:
+        audience = self._all.get(session.topics)
+        return audience is not None and session in audience.sessions
+
     def discard(self, session: Session) -> None:
         audience = self._all.get(session.topics)
         if audience is None or session not in audience.sessions:
@@ -125,6 +129,10 @@ class Dispatcher:
     def join(self, session: Session) -> None:
         """From the next pass on, ``session`` is given what follows `position`."""
         self._audiences.add(session)
+
+    def has_joined(self, session: Session) -> bool:
+        """Whether it had all up to `position`, or is being given it."""
+        return self._audiences.has(session)
 
     def leave(self, session: Session) -> None:
         self._audiences.discard(session)

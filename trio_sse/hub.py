@@ -24,7 +24,7 @@ from ._keeper import Keeper
 from .dispatch import YIELD_EVERY, Dispatcher
 from .errors import HubClosed, Refused
 from .hooks import Hooks
-from .log import EventLog, MemoryLog
+from .log import Cursor, EventLog, MemoryLog
 from .outbox import OutboxLimits, OutboxReceiveEnd, Tally
 from .session import EndReason, Handler, Request, Session
 from .wire import Event, encode
@@ -162,11 +162,13 @@ class Hub:
         self._nursery: trio.Nursery | None = None
         self._outer: trio.Nursery | None = None
         self._drain_begun = trio.Event()
+        self._herd = 0  # how many there were to drain, and may all come back
         self._closed = trio.Event()
         # Registered sessions by id. Changed by `_registered` and `_unregistered` only.
         self._sessions: dict[str, Session] = {}
-        # Sessions whose task is not over, registered or not.
-        self._alive: dict[Session, None] = {}
+        # Sessions whose task is not over, registered or not, and whether their last event
+        # ID is a place in the log.
+        self._alive: dict[Session, bool] = {}
         self._alive_per_client: Counter[str] = Counter()
         # What requests receive from, until each is done with it.
         self._receive_ends: dict[OutboxReceiveEnd, None] = {}
@@ -390,6 +392,7 @@ class Hub:
     async def _drain(self, grace: float) -> None:
         assert self._nursery is not None
         deadline = trio.current_time() + grace
+        self._herd = len(self._alive)
         self._drain_begun.set()
         with trio.move_on_after(grace / 2):
             await trio.lowlevel.checkpoint()  # those who were told have heard it
@@ -409,14 +412,25 @@ class Hub:
         self._nursery.cancel_scope.cancel(reason="drained")
 
     async def _say_goodbye(self) -> None:
-        # At five hundred a second they can all be served again.
-        spread = min(30_000, max(2_000, 2 * len(self._alive)))
         for number, session in enumerate(list(self._alive), 1):
             if number % YIELD_EVERY == 0:
                 await trio.lowlevel.checkpoint()
-            retry = self._rng.randrange(1_000, 1_000 + spread)
-            session.deliver_control(encode(Event(retry=retry, comment="draining")))
+            session.deliver_control(self._goodbye(session))
             session.end(EndReason.DRAINED)
+
+    def _goodbye(self, session: Session) -> bytes:
+        # Where it was, also for one that was sent nothing yet: it comes back as one that
+        # was here before, and misses nothing.
+        where = None
+        if self._alive[session] and self._dispatcher.has_joined(session):
+            where = str(Cursor(self.log.epoch, self._dispatcher.position))
+        return encode(Event(id=where, retry=self.jittered_retry(), comment="draining"))
+
+    def jittered_retry(self) -> int:
+        """A reconnection time, in milliseconds, that is not the same for all."""
+        # At five hundred a second they can all be served again.
+        spread = min(30_000, max(2_000, 2 * self._herd))
+        return self._rng.randrange(1_000, 1_000 + spread)
 
     # Sessions.
 
@@ -457,7 +471,7 @@ class Hub:
         receive_end = session.receive_end
         self._receive_ends[receive_end] = None
         try:
-            self._start(session, handler, request.last_event_id if resume else "")
+            self._start(session, handler, resume=resume)
             await session.wait_open()
             yield session, receive_end
         finally:
@@ -501,11 +515,12 @@ class Hub:
         ):
             raise Refused(429, "too many sessions from this address", retry_after=_RETRY_AFTER)
 
-    def _start(self, session: Session, handler: Handler | None, last_event_id: str) -> None:
+    def _start(self, session: Session, handler: Handler | None, *, resume: bool) -> None:
         """Start the session's task. What is counted here is uncounted when it is over."""
         assert self._nursery is not None
         client = session.request.client
-        self._alive[session] = None
+        last_event_id = session.request.last_event_id if resume else ""
+        self._alive[session] = resume
         if client is not None:
             self._alive_per_client[client] += 1
 

@@ -526,6 +526,30 @@ async def test_who_was_here_before_and_is_early_is_told_to_come_again(
             await hub.wait_closed()
 
 
+async def test_who_comes_back_too_early_is_told_to_come_again_later(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    async def stay(session: Session) -> None:
+        await session.draining()
+        await trio.sleep(1)
+
+    async with Hub() as hub:
+        app = Endpoint(hub, stay)
+        async with open_stream(app) as stream:
+            nursery.start_soon(hub.drain)
+            await hub.wait_draining()
+            headers = {"last-event-id": "x.1"}  # an EventSource that gets a 503 gives up
+            async with open_stream(app, headers=headers) as early:
+                assert early.status == 200
+                block = await early.receive_block()
+                assert (block.comment, block.data) == ("draining", None)
+                assert (block.retry or 0) >= 1000
+                await early.read()
+                assert early.is_complete
+            await stream.read()
+        assert hub.statistics().registered == 1
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 async def test_a_hub_that_is_not_open_is_503(method: str) -> None:
     hub = Hub()

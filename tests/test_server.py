@@ -359,7 +359,7 @@ async def test_every_request_is_once_in_the_access_log() -> None:
     async with serving(Endpoint(Hub(), publish=True), settings=settings) as running:
         async with connected(running) as client:
             await client.send(post("/", b'{"data": "x"}') + get("/?a", method="HEAD"))
-            await client.until(b"text/event-stream")
+            await eventually(lambda: len(handler.records) == 2)
         for leave in (Client.close, Client.reset):
             baseline = Baseline()
             async with subscribed(running, f"/?{leave.__name__}") as subscriber:

@@ -875,6 +875,49 @@ class TestDraining:
 
         figure(str(explore(scenario, seeds=range(4))))
 
+    @pytest.mark.parametrize("injected", ["another drain", "a session's end"])
+    def test_with_no_grace_the_goodbye_names_no_place_that_was_not_reached(
+        self, injected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Though a pass is under way, and sessions end while the others are told."""
+        for module in ("dispatch", "hub"):
+            monkeypatch.setattr(f"trio_sse.{module}.YIELD_EVERY", 1)
+
+        async def scenario(moment: Moment) -> None:
+            hub = Hub(limits=HubLimits(keep_alive=None))
+            got: list[bytes] = []
+
+            async def client() -> None:
+                async with hub.open_session(Request()) as (_, receive_end):
+                    with suppress(trio.EndOfChannel, trio.ClosedResourceError):
+                        while True:
+                            got.append(await receive_end.receive())
+                    check(b"".join(got))
+
+            def check(data: bytes) -> None:
+                last = f"{hub.log.epoch}.0"
+                for block in decoded(data):
+                    if block.comment == "draining":
+                        assert block.id in (None, "", last)
+                    last = block.id or last
+
+            async with trio.open_nursery() as nursery, hub:
+                await nursery.start(stay, hub)
+                nursery.start_soon(client)
+                session = await nursery.start(stay, hub)
+                await trio.testing.wait_all_tasks_blocked()
+                if injected == "another drain":
+                    moment.inject(hub.drain, 0)
+                else:
+                    moment.inject(session.end, "test")
+                for text in ("1", "2", "3"):
+                    with suppress(HubClosed):
+                        await hub.publish(Event(text))
+                await hub.drain(0)
+            assert hub.failure is None
+
+        explore(scenario, seeds=range(4))
+
     async def test_it_is_logged(
         self, caplog: pytest.LogCaptureFixture, autojump_clock: Clock
     ) -> None:

@@ -131,8 +131,8 @@ class Dispatcher:
         self._audiences.add(session)
 
     def has_joined(self, session: Session) -> bool:
-        """Whether it had all up to `position`, or is being given it."""
-        return self._audiences.has(session)
+        """Whether it was given all up to `position`. Not known while a pass is under way."""
+        return not self._in_pass and self._audiences.has(session)
 
     def leave(self, session: Session) -> None:
         self._audiences.discard(session)

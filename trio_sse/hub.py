@@ -422,7 +422,7 @@ class Hub:
         # Where it was, also for one that was sent nothing yet: it comes back as one that
         # was here before, and misses nothing.
         where = None
-        if self._alive[session] and self._dispatcher.has_joined(session):
+        if self._alive.get(session) and self._dispatcher.has_joined(session):
             where = str(Cursor(self.log.epoch, self._dispatcher.position))
         return encode(Event(id=where, retry=self.jittered_retry(), comment="draining"))
 

@@ -1014,3 +1014,35 @@ class TestGoodbye:
                     seen = decoder.feed(await receive_end.receive())
                     receive_end.close()
             assert decoder.last_event_id == seen[-1].id != f"{log.epoch}.600"
+
+    def test_what_was_accepted_goes_out_first(self, figure: Callable[[str], None]) -> None:
+        """Every event whose publisher got an id reaches who is there, or was refused."""
+
+        async def scenario(moment: Moment) -> None:
+            hub = Hub()
+            accepted: list[str] = []
+            received = b""
+
+            async def publish_all() -> None:
+                with suppress(HubClosed):
+                    for _ in range(5):
+                        event_id = await hub.publish(Event("x"))
+                        accepted.append(event_id)
+
+            async with (
+                hub,
+                trio.open_nursery() as nursery,
+                hub.open_session(Request()) as (_, receive_end),
+            ):
+                nursery.start_soon(publish_all)
+                nursery.start_soon(publish_all)
+                moment.inject(hub.drain, 5)
+                await trio.testing.wait_all_tasks_blocked()
+                moment.end()
+                nursery.start_soon(hub.drain, 5)
+                received = await receive_rest(receive_end)
+            events = [event for event in decoded(received) if event.data is not None]
+            in_order = sorted(accepted, key=lambda each: int(each.rpartition(".")[2]))
+            assert [event.id for event in events] == in_order
+
+        figure(str(explore(scenario, seeds=range(4))))

@@ -148,6 +148,19 @@ class Dispatcher:
 
     def give_back_room(self) -> None:
         self._backlog = max(0, self._backlog - 1)
+        self._passed.unpark_all()
+
+    async def wait_settled(self) -> int:
+        """Wait until all that was published was given out, what is being appended too.
+
+        Returns:
+            The position up to which that is.
+        """
+        while (self._backlog or self._in_pass or self.position < self._log.newest) and (
+            not self._stopped
+        ):
+            await self._passed.park()
+        return self.position
 
     async def wait_past(self, position: int) -> None:
         """Wait until all up to ``position`` was given out."""

@@ -162,6 +162,7 @@ class Hub:
         self._nursery: trio.Nursery | None = None
         self._outer: trio.Nursery | None = None
         self._drain_begun = trio.Event()
+        self._is_parting = False  # what is published now would reach nobody here
         self._herd = 0  # how many there were to drain, and may all come back
         self._closed = trio.Event()
         # Registered sessions by id. Changed by `_registered` and `_unregistered` only.
@@ -307,6 +308,11 @@ class Hub:
             else "the hub is closed"
         )
 
+    def _check_accepting(self) -> None:
+        self.check_open()
+        if self._is_parting:
+            raise HubClosed("the hub says goodbye, and takes no more events")
+
     # What the application asks for.
 
     async def publish(self, event: Event, topic: str | Iterable[str] = DEFAULT_TOPIC) -> str:
@@ -339,10 +345,10 @@ class Hub:
         topics = (topic,) if isinstance(topic, str) else tuple(dict.fromkeys(topic))
         if not topics:
             raise ValueError('hub.publish(event, []): to which topic? As in publish(event, "news")')
-        self.check_open()
+        self._check_accepting()
         await self._dispatcher.wait_for_room()
         try:
-            self.check_open()
+            self._check_accepting()
             event_id = await self.log.append(event, topics)
         except BaseException:
             self._dispatcher.give_back_room()
@@ -361,7 +367,7 @@ class Hub:
         """Close the hub in good order: refuse, tell, flush, say goodbye, end.
 
         New sessions are refused. Handlers that wait for `Session.draining` have half of
-        ``grace`` to finish. What was published goes out, then a ``retry:`` that is
+        ``grace`` to finish, and may publish. What was published goes out, then a ``retry:`` that is
         different for each client, so that they do not all come back at once, and every
         session ends as ``drained``. Clients have the rest of ``grace`` to take what is
         theirs. Then the hub is closed: every unregister hook has run. Calling it again
@@ -399,9 +405,12 @@ class Hub:
             for session in list(self._alive):
                 if session.awaits_drain:
                     await session.wait_ended()
+        # From here on nothing is accepted, so that all that was accepted can be given out.
+        self._is_parting = True
+        settled_at = None
         with trio.move_on_at((trio.current_time() + deadline) / 2):
-            await self._dispatcher.wait_past(self.log.newest)
-        await self._say_goodbye()
+            settled_at = await self._dispatcher.wait_settled()
+        await self._say_goodbye(settled_at)
         for _ in range(2):  # whoever listens right now has taken it then
             await trio.lowlevel.cancel_shielded_checkpoint()
         with trio.CancelScope(deadline=deadline):
@@ -411,19 +420,23 @@ class Hub:
             receive_end.close()
         self._nursery.cancel_scope.cancel(reason="drained")
 
-    async def _say_goodbye(self) -> None:
+    async def _say_goodbye(self, settled_at: int | None) -> None:
         for number, session in enumerate(list(self._alive), 1):
             if number % YIELD_EVERY == 0:
                 await trio.lowlevel.checkpoint()
-            session.deliver_control(self._goodbye(session))
+            session.deliver_control(self._goodbye(session, settled_at))
             session.end(EndReason.DRAINED)
 
-    def _goodbye(self, session: Session) -> bytes:
+    def _goodbye(self, session: Session, settled_at: int | None) -> bytes:
         # Where it was, also for one that was sent nothing yet: it comes back as one that
         # was here before, and misses nothing.
         where = None
-        if self._alive.get(session) and self._dispatcher.has_joined(session):
-            where = str(Cursor(self.log.epoch, self._dispatcher.position))
+        if (
+            self._alive.get(session)
+            and self._dispatcher.has_joined(session)
+            and settled_at == self._dispatcher.position
+        ):
+            where = str(Cursor(self.log.epoch, settled_at))
         return encode(Event(id=where, retry=self.jittered_retry(), comment="draining"))
 
     def jittered_retry(self) -> int:

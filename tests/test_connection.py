@@ -291,8 +291,9 @@ async def test_what_follows_a_last_request_is_not_waited_for() -> None:
     ids=["too large", "refused", "malformed", "an endless line"],
 )
 async def test_a_client_that_sends_first_and_then_reads_has_its_answer(
-    request_: bytes, status: bytes
+    request_: bytes, status: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_connection, "_LINGER", 10 * FAR)  # it need not take that long
     async with serving(Endpoint(Hub(), publish=True)) as running:
         baseline = Baseline()
         async with connected(running) as client:

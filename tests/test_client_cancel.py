@@ -20,6 +20,7 @@ from scripted_server import (
     redirect,
 )
 
+from trio_sse import testing
 from trio_sse.client import EventSource, ReadyState, Reconnect, SourceClosed, StateChange, connect
 
 LOG = [str(n) for n in range(1, 8)]
@@ -100,6 +101,27 @@ def test_cancelled_iteration_goes_on(every: int, figure: Callable[[str], None]) 
     count = explore(scenario, every)
     assert count > 150
     figure(f"{count} steps to be cancelled at{f', then every {every}' if every else ''}")
+
+
+def test_cancelled_iteration_goes_on_in_any_order(figure: Callable[[str], None]) -> None:
+    """At each step again, in several orders in which tasks may be run."""
+
+    async def scenario(moment: testing.Moment) -> None:
+        got: list[str | None] = []
+        async with trio.open_nursery() as nursery:
+            server = start(nursery)
+            async with server.connect(reconnect=PROMPT) as source:
+                with trio.CancelScope() as scope:
+                    moment.inject(scope.cancel, "by the explorer")
+                    while len(got) < len(LOG):
+                        got.append((await source.__anext__()).data)  # kept one by one
+                moment.end()
+                while len(got) < len(LOG):
+                    got.append((await source.__anext__()).data)
+                assert got == LOG
+            assert server.all_closed()
+
+    figure(str(testing.explore(scenario, seeds=range(4))))
 
 
 def test_cancelled_iteration_over_tls_goes_on(figure: Callable[[str], None]) -> None:

@@ -431,12 +431,10 @@ class Hub:
         # Where it was, also for one that was sent nothing yet: it comes back as one that
         # was here before, and misses nothing.
         where = None
-        if (
-            self._alive.get(session)
-            and self._dispatcher.has_joined(session)
-            and settled_at == self._dispatcher.position
-        ):
-            where = str(Cursor(self.log.epoch, settled_at))
+        position = self._dispatcher.position
+        resumes = self._alive.get(session) and self._dispatcher.has_joined(session)
+        if resumes and settled_at == position:  # it had all up to there
+            where = str(Cursor(self.log.epoch, position))
         return encode(Event(id=where, retry=self.jittered_retry(), comment="draining"))
 
     def jittered_retry(self) -> int:

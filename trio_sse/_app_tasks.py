@@ -26,25 +26,29 @@ _DISCONNECTS: Final = ("http.disconnect", "websocket.disconnect")
 class Inbox:
     """Messages for one application, in order."""
 
-    __slots__ = ("_changed", "_closed", "_limit", "_messages", "_when_gone")
+    __slots__ = ("_changed", "_closed", "_limit", "_messages", "_tasks", "_when_gone")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, tasks: AppTasks | None = None) -> None:
         self._limit = limit
+        self._tasks = tasks
         self._messages: list[Message] = []  # few: `limit` is ten
         self._closed = False  # nobody reads any more
         self._when_gone: Callable[[bool], None] | None = None  # who has had enough of reading
-        self._changed = trio.lowlevel.ParkingLot()
+        self._changed: trio.lowlevel.ParkingLot | None = None  # made when first needed
 
     async def put(self, message: Message) -> None:
         """Add ``message``, waiting for room, but neither for a disconnect nor in vain."""
-        if message["type"] not in _DISCONNECTS:
+        if message["type"] in _DISCONNECTS:
+            if self._tasks is not None and self._tasks.too_slow:
+                message[TOO_SLOW] = True
+        else:
             await trio.lowlevel.checkpoint()
             while len(self._messages) >= self._limit and not self._closed:
-                await self._changed.park()
+                await self._wait_for_change()
         if self._closed:
             return
         self._messages.append(message)
-        self._changed.unpark_all()
+        self._wake()
         if self._when_gone is not None:
             self.when_gone(self._when_gone)
 
@@ -52,10 +56,10 @@ class Inbox:
         """The next message. A disconnect is the last, and is given as often as asked."""
         await trio.lowlevel.checkpoint()
         while not self._messages:
-            await self._changed.park()
+            await self._wait_for_change()
         if self._messages[0]["type"] in _DISCONNECTS:
             return self._messages[0]
-        self._changed.unpark_all()
+        self._wake()
         return self._messages.pop(0)
 
     def when_gone(self, call: Callable[[bool], None]) -> None:
@@ -63,15 +67,24 @@ class Inbox:
         gone = [message for message in self._messages if message["type"] in _DISCONNECTS]
         self._messages.clear()
         self._when_gone = None if gone else call
-        self._changed.unpark_all()
+        self._wake()
         if gone:
             self._closed = True
             call(gone[0].get(TOO_SLOW, False))
 
+    async def _wait_for_change(self) -> None:
+        if self._changed is None:
+            self._changed = trio.lowlevel.ParkingLot()
+        await self._changed.park()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.unpark_all()
+
     def close(self) -> None:
         self._closed = True
-        self._when_gone = None
-        self._changed.unpark_all()
+        self._when_gone = self._tasks = None  # no cycle is left for the collector
+        self._wake()
 
 
 @final
@@ -98,15 +111,9 @@ class AppTasks(TaskGroup):
         send: Callable[[Any], Awaitable[None]],
     ) -> Callable[[Any], Awaitable[None]]:
         """Run ``app`` in a task; what to call with the messages that it is to receive."""
-        inbox = self.inbox = Inbox(config.max_app_queue_size)
-
-        async def put(message: Message) -> None:
-            if self.too_slow and message["type"] in _DISCONNECTS:
-                message[TOO_SLOW] = True
-            await inbox.put(message)
-
+        inbox = self.inbox = Inbox(config.max_app_queue_size, self)
         cast("Any", self).spawn(self._run, app, config, scope, inbox, send)
-        return put
+        return inbox.put
 
     async def _run(
         self,

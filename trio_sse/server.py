@@ -22,7 +22,6 @@ from typing import Any, Final, Literal, final
 import trio
 from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import LifespanState
 from hypercorn.utils import (
     repr_socket_addr,  # pyright: ignore[reportUnknownVariableType]  # Hypercorn's own
@@ -31,6 +30,7 @@ from hypercorn.utils import (
 
 from ._connection import Connection, Stream
 from ._respond import ASGIApp
+from ._worker import Worker
 from .asgi import SERVER
 from .hub import Hub
 
@@ -113,7 +113,7 @@ class Server:
             self.config.alpn_protocols = ["http/1.1"]
         self.send_timeout = send_timeout
         self.http2 = http2
-        self.context = WorkerContext(config.max_requests)
+        self.context = Worker(config.max_requests)
         self.state: LifespanState = {SERVER: self}
         self._max_connections = max_connections
         self._connections: dict[Connection, None] = {}

@@ -211,7 +211,7 @@ class Session(metaclass=NoPublicConstructor):
         self._end_reason: EndReason | None = None
         self._started_at = self.last_write_at = self.last_event_at = trio.current_time()
         self._drain_begun = drain_begun
-        self._opened = trio.Event()
+        self._opened: trio.Event | None = trio.Event()  # until it has opened, or will not
         self._is_over = False
         self._over: trio.Event | None = None  # made when somebody waits
         # For the hub: whether the handler has asked to be told of a drain; why the
@@ -361,9 +361,14 @@ class Session(metaclass=NoPublicConstructor):
             self.end(EndReason.CANCELLED)
             self._phase = "ended"
             self._is_over = True
-            self._opened.set()
+            self._set_opened()
             if self._over is not None:
                 self._over.set()
+
+    def _set_opened(self) -> None:
+        if self._opened is not None:
+            self._opened.set()
+            self._opened = None  # ten thousand of them add up
 
     async def _refuse(self, hooks: Hooks, failure: Exception) -> None:
         """Registration failed, on purpose or not; the client is told the proper amount."""
@@ -393,7 +398,7 @@ class Session(metaclass=NoPublicConstructor):
                 self._phase = "open"
                 self.last_write_at = self.last_event_at = trio.current_time()
                 registered(self)
-                self._opened.set()
+                self._set_opened()
                 with self.cancel_scope:
                     try:
                         with collect(failures):
@@ -442,7 +447,10 @@ class Session(metaclass=NoPublicConstructor):
             HubClosed: the hub was closed meanwhile.
             Refused: a register hook said so, or failed.
         """
-        await self._opened.wait()
+        if self._opened is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._opened.wait()
         if self.refusal is not None:
             raise self.refusal
         return self.receive_end

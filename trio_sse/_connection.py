@@ -9,12 +9,14 @@ only notes since when it waits, for one task of the server to look at.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import h11
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h11 import H11Protocol
@@ -84,13 +86,14 @@ class DirectSocket:
         return b"%x\r\n%b\r\n" % (len(data), data)
 
     def when_gone(self, call: Callable[[bool], None]) -> None:
-        def gone(too_slow: bool) -> None:
-            call(too_slow)
-            self._is_gone = True
-            if self._waiting is not None:
-                self._waiting.cancel(reason="the client has gone")
+        # The inbox alone keeps `call`, until it is closed: there is no cycle with a session.
+        self._inbox.when_gone(partial(self._gone, call))
 
-        self._inbox.when_gone(gone)
+    def _gone(self, call: Callable[[bool], None], too_slow: bool) -> None:
+        call(too_slow)
+        self._is_gone = True
+        if self._waiting is not None:
+            self._waiting.cancel(reason="the client has gone")
 
     async def send_all(self, framed: bytes) -> None:
         rest = memoryview(framed)
@@ -193,15 +196,18 @@ class Connection:
         )
         return protocol
 
-    async def _application(
+    def _application(
         self, scope: Scope, receive: Receive, send: Send, *rest: Callable[..., Any]
-    ) -> None:
+    ) -> Awaitable[None]:
         if scope["type"] == "http":
             direct = DirectSocket(
                 self._socket, send, self._task_group.inbox, self._server.send_timeout
             )
             scope["extensions"][DIRECT] = direct
-        await self._server.application(scope, receive, send, *rest)
+        app = self._server.application
+        if isinstance(app, ASGIWrapper):  # which would be one frame more for a session's life
+            return app.app(scope, receive, send)  # type: ignore[arg-type]  # Hypercorn types scopes as TypedDicts
+        return cast("Awaitable[None]", app(scope, receive, send, *rest))
 
     async def _read(self) -> None:
         with self._reading:

@@ -240,44 +240,33 @@ class Endpoint:
             resume=self._resume,
         ) as (session, receive_end):
             try:
-                await self._stream(scope, session, receive_end, receive, send, headers)
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                direct = _direct_connection(scope, send)
+                if direct is None:
+                    await self._stream(session, receive_end, receive, send)
+                else:
+                    await send(_body(self._greeting))
+                    # No task is needed to hear of the client's leaving, and none to wait for.
+                    direct.when_gone(session.client_gone)
+                    receive_end.write_directly(direct)
+                    await _carry(session, receive_end, direct.send_all, send)
             except BaseException:
                 # Not the client's leaving, which is absorbed below: the server's, or a defect.
                 session.end(EndReason.CANCELLED)
                 raise
 
     async def _stream(
-        self,
-        scope: Scope,
-        session: Session,
-        receive_end: OutboxReceiveEnd,
-        receive: Receive,
-        send: Send,
-        headers: Headers,
+        self, session: Session, receive_end: OutboxReceiveEnd, receive: Receive, send: Send
     ) -> None:
-        def gone(too_slow: bool) -> None:
-            session.end(EndReason.TOO_SLOW if too_slow else EndReason.CLIENT_LEFT)
-            receive_end.close()
-
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        greeting = _body(self._greeting)
-        direct = _direct_connection(scope, send)
-        if direct is not None:
-            # No task is needed to hear of the client's leaving, and none to wait for.
-            await send(greeting)
-            direct.when_gone(gone)
-            receive_end.write_directly(direct)
-            await _carry(session, receive_end, direct.send_all, send)
-            return
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
                 disconnect = await wait_disconnected(receive)
-                gone(disconnect.get(TOO_SLOW, False))
+                session.client_gone(disconnect.get(TOO_SLOW, False))
                 nursery.cancel_scope.cancel(reason="the client left")
 
             nursery.start_soon(watch)
-            await send(greeting)
+            await send(_body(self._greeting))
             await _carry(session, receive_end, lambda data: send(_body(data)), send)
             nursery.cancel_scope.cancel(reason="the response is complete")
 

@@ -474,6 +474,11 @@ class Session(metaclass=NoPublicConstructor):
             self._send_end.put(Batch.control(data))
             self.last_write_at = trio.current_time()
 
+    def client_gone(self, too_slow: bool) -> None:
+        """The client has left, or was given up: nothing can be sent to it any more."""
+        self.end(EndReason.TOO_SLOW if too_slow else EndReason.CLIENT_LEFT)
+        self.receive_end.close()
+
     @property
     def has_backlog(self) -> bool:
         """Whether anything waits for the client."""

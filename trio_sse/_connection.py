@@ -34,7 +34,7 @@ from .outbox import Batch
 if TYPE_CHECKING:
     from .server import Server
 
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+TLS = trio.SSLStream[trio.SocketStream]
 
 _RECEIVE_SIZE: Final = 1 << 16
 _SEND_PIECE: Final = 1 << 16
@@ -136,16 +136,17 @@ class Connection:
         "_send_lock",
         "_server",
         "_socket",
-        "_stream",
         "_task_group",
+        "_tls",
         "idle_since",
         "sending_since",
     )
 
-    def __init__(self, server: Server, sock: socket.socket, stream: Stream) -> None:
+    def __init__(self, server: Server, sock: socket.socket, tls: TLS | None) -> None:
         self._server = server
+        # Not in one of Trio's streams, if it is plain: a kilobyte less for each session.
         self._socket = sock
-        self._stream = stream
+        self._tls = tls
         self._send_lock = trio.Lock()
         self._reading = trio.CancelScope()
         self._is_ending = False  # what comes is read, and dropped
@@ -169,10 +170,10 @@ class Connection:
 
     async def _serve(self) -> None:
         alpn = "http/1.1"
-        if isinstance(self._stream, trio.SSLStream):
+        if self._tls is not None:
             with trio.fail_after(self._server.config.ssl_handshake_timeout):
-                await self._stream.do_handshake()
-            alpn = self._stream.selected_alpn_protocol() or alpn
+                await self._tls.do_handshake()
+            alpn = self._tls.selected_alpn_protocol() or alpn
         async with self._task_group:
             self._protocol = self._make_protocol(alpn)
             await self._protocol.initiate()
@@ -180,7 +181,7 @@ class Connection:
 
     def _make_protocol(self, alpn: str) -> ProtocolWrapper | H11Protocol:
         server, sock = self._server, self._socket
-        ssl = isinstance(self._stream, trio.SSLStream)
+        ssl = self._tls is not None
         make = cast("Callable[..., Any]", ProtocolWrapper if server.http2 else HTTP1Only)
         protocol: ProtocolWrapper | H11Protocol = make(
             self._application if not ssl else server.application,
@@ -225,10 +226,8 @@ class Connection:
         await self._protocol.handle(Closed())
 
     async def _receive(self) -> bytes:
-        if isinstance(self._stream, trio.SSLStream):
-            return bytes(await self._stream.receive_some(_RECEIVE_SIZE))
-        # Here a connection spends its life. Trio's own stream would do the same with
-        # three more frames, which are a kilobyte for each of them.
+        if self._tls is not None:
+            return bytes(await self._tls.receive_some(_RECEIVE_SIZE))
         while True:
             if self._socket.fileno() < 0:  # cut while a message was handled
                 raise trio.ClosedResourceError
@@ -250,14 +249,31 @@ class Connection:
         try:
             for start in range(0, len(data), _SEND_PIECE):
                 self.sending_since = trio.current_time()
-                await self._stream.send_all(data[start : start + _SEND_PIECE])
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._send_piece(data[start : start + _SEND_PIECE])
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             self.cut()
         except BaseException:
             self.cut()  # part of it may have gone: nothing sensible can follow
             raise
         finally:
             self.sending_since = None
+
+    async def _send_piece(self, data: bytes) -> None:
+        if self._tls is not None:
+            await self._tls.send_all(data)
+            return
+        await trio.lowlevel.checkpoint_if_cancelled()
+        rest = memoryview(data)
+        while rest:
+            rest = rest[await self._send_some(rest) :]
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _send_some(self, data: memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(self._socket)
+            return 0
 
     def _end(self) -> None:
         """Close; but a client that still sends its request is to read the response first.
@@ -283,10 +299,9 @@ class Connection:
             too_slow: tell the application so, too.
         """
         self._task_group.too_slow = self._task_group.too_slow or too_slow
-        stream = self._stream
-        if isinstance(stream, trio.SSLStream):
-            stream = stream.transport_stream
-        stream.socket.close()
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
         # The reader tells the application. Not every reader waits on the socket: where
         # requests follow one another, it waits for a response to end, which on a closed
         # connection would never be.

@@ -28,7 +28,7 @@ from hypercorn.utils import (
     wrap_app,  # pyright: ignore[reportUnknownVariableType]  # types are partly unknown
 )
 
-from ._connection import Connection, Stream
+from ._connection import TLS, Connection
 from ._respond import ASGIApp
 from ._worker import Worker
 from .asgi import SERVER
@@ -41,6 +41,8 @@ _LOOK_EVERY: Final = 1.0
 _ACCEPT_BATCH: Final = 64
 _USER_TIMEOUT: Final = 60_000
 """Milliseconds that sent bytes may stay unacknowledged."""
+_UNSENT: Final = 1 << 14
+"""Bytes that the kernel may hold unsent when it says that there is room."""
 _BUSY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -254,13 +256,14 @@ class Server:
                 if listener.ssl_context is None:
                     sock.send(_BUSY)
             return
-        plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        stream: Stream = plain
+        sock.setblocking(False)
+        tls: TLS | None = None
         if listener.ssl_context is not None:
-            stream = trio.SSLStream(
-                plain, listener.ssl_context, server_side=True, https_compatible=True
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            tls = trio.SSLStream(
+                stream, listener.ssl_context, server_side=True, https_compatible=True
             )
-        connection = Connection(self, sock, stream)
+        connection = Connection(self, sock, tls)
         self._connections[connection] = None
         nursery.start_soon(self._run_connection, connection)
 
@@ -312,17 +315,26 @@ def _bound(config: Config) -> Generator[list[Listener], None, None]:
         for listener in listeners:
             stack.enter_context(listener.socket)
         for listener in listeners:
-            _notice_dead_peers(listener.socket)
+            _set_options(listener.socket)
         yield listeners
 
 
-def _notice_dead_peers(sock: socket.socket) -> None:
-    """Have the kernel end connections whose peer is gone; accepted sockets inherit it."""
+def _set_options(sock: socket.socket) -> None:
+    """Options that accepted sockets inherit.
+
+    The kernel ends connections whose peer is gone. What is written goes out at once, and
+    there is room for more when most of it has gone: both are what Trio's own sockets have.
+    """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", 60),  # seconds
+        ("TCP_KEEPINTVL", 10),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", _USER_TIMEOUT),
+        ("TCP_NOTSENT_LOWAT", _UNSENT),
+    ):
         if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT)
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

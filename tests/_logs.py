@@ -8,6 +8,7 @@ from types import TracebackType
 import trio
 
 from trio_sse import Event, MemoryLog, Record
+from trio_sse.log import Replay, SequenceReplay
 
 
 class MemoryLogWith:
@@ -23,6 +24,7 @@ class MemoryLogWith:
         self.append_failure: Exception | None = None
         self.read_failure: Exception | None = None
         self.enter_failure: Exception | None = None
+        self.problem: str | None = None
         self.before_read: Callable[[], object] = lambda: None
         self._readers = trio.lowlevel.ParkingLot()
 
@@ -43,10 +45,17 @@ class MemoryLogWith:
     def trimmed(self) -> int:
         return self.inner.trimmed
 
-    async def append(self, event: Event, topics: Sequence[str]) -> str:
+    def place(self, position: int) -> str:
+        return self.inner.place(position)
+
+    async def replay(self, last_event_id: str) -> Replay:
+        await trio.lowlevel.checkpoint()
+        return SequenceReplay(self, last_event_id)
+
+    async def append(self, event: Event, topics: Sequence[str], *, key: str | None = None) -> str:
         if self.append_failure is not None:
             raise self.append_failure
-        event_id = await self.inner.append(event, topics)
+        event_id = await self.inner.append(event, topics, key=key)
         self._readers.unpark_all()
         return event_id
 

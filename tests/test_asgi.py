@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from _logs import MemoryLogWith
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from trio_sse import (
     Hooks,
     Hub,
     HubLimits,
+    LogUnavailable,
     MemoryLog,
     OutboxLimits,
     Refused,
@@ -28,6 +30,7 @@ from trio_sse import (
     Session,
 )
 from trio_sse.asgi import check_accept
+from trio_sse.service import Service
 from trio_sse.testing import lifespan, open_stream, request
 
 Message = dict[str, Any]
@@ -634,6 +637,60 @@ async def test_a_bad_publication_is_a_problem_and_is_not_published(hub: Hub) -> 
     assert response.headers["accept"] == "application/json, application/x-www-form-urlencoded"
     assert (await request(app, "POST", "/", body=b"x")).status == 415
     assert hub.statistics().published == 0
+
+
+async def test_a_publication_repeated_with_its_key_is_one_event(hub: Hub) -> None:
+    app = Endpoint(hub, publish=True)
+
+    async def publish(key: str, text: str = "x") -> Any:
+        headers = {"idempotency-key": key}
+        return await request(app, "POST", "/", json={"data": text}, headers=headers)
+
+    first = await publish('"a-key"')
+    again = await publish("a-key")
+    assert (first.status, again.status) == (201, 201)
+    assert first.json() == again.json()
+    assert (await publish("other")).json() != first.json()
+    misused = await publish("a-key", "y")
+    assert misused.status == 422
+    assert "belongs to event" in misused.json()["detail"]
+    assert hub.log.newest == 2
+
+
+@pytest.mark.parametrize("key", ['""', "x" * 256, "a\tb"])
+async def test_a_key_that_is_none_is_refused(hub: Hub, key: str) -> None:
+    headers = {"idempotency-key": key}
+    app = Endpoint(hub, publish=True)
+    response = await request(app, "POST", "/", json={"data": "x"}, headers=headers)
+    assert response.status == 400
+    assert "Idempotency-Key:" in response.json()["detail"]
+    assert hub.log.newest == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"), [(LogUnavailable("it is away"), 503), (ValueError("not these"), 400)]
+)
+async def test_what_the_log_does_not_take_is_said_and_sessions_stay(
+    failure: Exception, status: int
+) -> None:
+    log = MemoryLogWith()
+    log.append_failure = failure
+    log.problem = str(failure)
+    async with Hub(log=log) as hub:
+        service = Service(Endpoint(hub, publish=True), Access())
+        async with open_stream(service, "/events") as stream:
+            response = await request(service, "POST", "/events", json={"data": "x"})
+            assert response.status == status
+            assert str(failure) in response.json()["detail"]
+            health = await request(service, "GET", "/healthz")
+            assert health.status == 200
+            assert health.json() == {"status": "degraded", "sessions": 1, "log": str(failure)}
+            metrics = (await request(service, "GET", "/metrics")).body.decode()
+            assert "trio_sse_log_available 0.0" in metrics
+            log.append_failure = log.problem = None
+            response = await request(service, "POST", "/events", json={"data": "y"})
+            assert (await stream.receive_event()).data == "y"
+            assert (await request(service, "GET", "/healthz")).json()["status"] == "ok"
 
 
 def json_body(size: int) -> bytes:

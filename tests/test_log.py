@@ -13,7 +13,7 @@ from _sessions import decoded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_sse import Event, EventLog, MemoryLog
+from trio_sse import Event, EventLog, KeyReused, MemoryLog
 from trio_sse.log import Cursor
 
 
@@ -229,6 +229,107 @@ class TestConformance:
             assert one.epoch != other.epoch
 
 
+class TestKeys:
+    """Idempotency keys: what is repeated is one event."""
+
+    async def test_a_repeated_key_is_the_same_event(self, engine: Engine) -> None:
+        async with engine.make() as log:
+            first = await log.append(Event("1"), ("t",), key="a")
+            assert await log.append(Event("1"), ("t",), key="a") == first
+            second = await log.append(Event("1"), ("t",), key="b")
+            assert await texts_after(log, 0) == ["1", "1"]
+            assert len({first, second}) == 2
+
+    @pytest.mark.parametrize(
+        ("event", "topics"),
+        [(Event("2"), ("t",)), (Event("1", type="x"), ("t",)), (Event("1"), ("t", "u"))],
+    )
+    async def test_a_key_belongs_to_one_event(
+        self, engine: Engine, event: Event, topics: tuple[str, ...]
+    ) -> None:
+        async with engine.make() as log:
+            first = await log.append(Event("1"), ("t",), key="a")
+            with pytest.raises(KeyReused, match="belongs to event") as caught:
+                await log.append(event, topics, key="a")
+            assert (caught.value.key, caught.value.event_id) == ("a", first)
+            assert await texts_after(log, 0) == ["1"]
+
+    async def test_many_that_repeat_at_once_are_one(self, engine: Engine) -> None:
+        async with engine.make() as log:
+            ids: list[str] = []
+
+            async def publisher() -> None:
+                ids.append(await log.append(Event("1"), ("t",), key="a"))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(publisher)
+            assert len(ids) == 20
+            assert len(set(ids)) == 1
+            assert await texts_after(log, 0) == ["1"]
+
+
+class TestReplay:
+    """What the dispatcher asks for who comes back."""
+
+    async def test_it_gives_what_followed_up_to_where_it_is_asked(self, engine: Engine) -> None:
+        async with engine.make() as log:
+            ids = await append(log, *"12345")
+            places = [record.position for record in await log.read(0, 10)]
+            replay = await log.replay(ids[0])
+            assert replay.position == places[0]
+            gap, records = await replay.read(2, places[3])
+            assert (gap, [record.id for record in records]) == (None, ids[1:3])
+            assert replay.position == places[2]
+            gap, records = await replay.read(10, places[3])
+            assert (gap, [record.id for record in records]) == (None, ids[3:4])
+            assert replay.position == places[3]
+            assert await replay.read(10, places[3]) == (None, [])
+            assert replay.position == places[3]
+            gap, records = await replay.read(10, log.newest)
+            assert [record.id for record in records] == ids[4:]
+
+    async def test_of_the_newest_there_is_nothing(self, engine: Engine) -> None:
+        async with engine.make() as log:
+            ids = await append(log, *"123")
+            replay = await log.replay(ids[-1])
+            assert replay.position == log.newest
+            assert await replay.read(10, log.newest) == (None, [])
+
+    async def test_a_place_is_the_id_of_who_has_had_all_up_to_there(self, engine: Engine) -> None:
+        async with engine.make() as log:
+            start = log.place(log.newest)
+            ids = await append(log, *"123")
+            assert [log.place(record.position) for record in await log.read(0, 10)] == ids
+            gap, records = await (await log.replay(start)).read(10, log.newest)
+            assert (gap, [record.id for record in records]) == (None, ids)
+
+    @pytest.mark.parametrize("strange", ["", "7", "other.1", "{epoch}.999999", "{epoch}.x"])
+    async def test_what_is_not_of_this_log_begins_with_a_gap(
+        self, engine: Engine, strange: str
+    ) -> None:
+        async with engine.make(max_events=3) as log:
+            ids = await append(log, *"12345")
+            replay = await log.replay(strange.replace("{epoch}", log.epoch))
+            assert replay.position == -1
+            gap, records = await replay.read(10, log.newest)
+            assert gap == ("epoch", log.place(log.trimmed))
+            assert [record.id for record in records] == ids[2:]
+            assert await replay.read(10, log.newest) == (None, [])
+
+    async def test_what_was_trimmed_is_a_gap(self, engine: Engine) -> None:
+        async with engine.make(max_events=3) as log:
+            ids = await append(log, *"123")
+            replay = await log.replay(ids[0])
+            await append(log, *"4567")
+            gap, records = await replay.read(2, log.newest)
+            assert gap == ("trimmed", log.place(log.trimmed))
+            assert len(records) == 2
+            gap, records = await replay.read(2, log.newest)
+            assert gap is None
+            assert replay.position == log.newest
+
+
 class TestMemoryLog:
     @pytest.mark.parametrize("bounds", [{"max_events": 0}, {"max_bytes": 0}])
     def test_a_log_that_keeps_nothing_is_refused(self, bounds: dict[str, int]) -> None:
@@ -259,7 +360,7 @@ class TestMemoryLog:
         log = MemoryLog(max_events=10)
         for _ in range(1000):
             await append(log, "x")
-        assert len(log._records) <= 2 * 10 + 1
+        assert len(log._tail._records) <= 2 * 10 + 1
 
 
 class TestCursor:

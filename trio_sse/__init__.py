@@ -18,6 +18,8 @@ from .asgi import Endpoint as Endpoint
 from .client import EventSource as EventSource
 from .client import connect as connect
 from .errors import HubClosed as HubClosed
+from .errors import KeyReused as KeyReused
+from .errors import LogUnavailable as LogUnavailable
 from .errors import Refused as Refused
 from .errors import SessionEnded as SessionEnded
 from .hooks import Hooks as Hooks
@@ -25,8 +27,13 @@ from .hub import Hub as Hub
 from .hub import HubLimits as HubLimits
 from .hub import HubStatistics as HubStatistics
 from .log import EventLog as EventLog
+from .log import Gap as Gap
 from .log import MemoryLog as MemoryLog
+from .log import Page as Page
 from .log import Record as Record
+from .log import Replay as Replay
+from .log import SequenceReplay as SequenceReplay
+from .log import open_log as open_log
 from .outbox import OutboxLimits as OutboxLimits
 from .outbox import OutboxReceiveEnd as OutboxReceiveEnd
 from .outbox import OutboxStatistics as OutboxStatistics
@@ -50,23 +57,29 @@ __all__ = [
     "EventLog",
     "EventSource",
     "EventTooLarge",
+    "Gap",
     "Hooks",
     "Hub",
     "HubClosed",
     "HubLimits",
     "HubStatistics",
+    "KeyReused",
+    "LogUnavailable",
     "MemoryLog",
     "NetworkError",
     "OutboxLimits",
     "OutboxReceiveEnd",
     "OutboxStatistics",
+    "Page",
     "ProtocolError",
     "ReadyState",
     "Reconnect",
     "Record",
     "Refused",
+    "Replay",
     "Request",
     "RequestRefused",
+    "SequenceReplay",
     "Session",
     "SessionEnded",
     "SessionStatistics",
@@ -76,6 +89,7 @@ __all__ = [
     "Transport",
     "connect",
     "encode",
+    "open_log",
     "serve",
 ]
 _name_after(__name__, globals())

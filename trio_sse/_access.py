@@ -132,7 +132,7 @@ class Access:
             (b"access-control-allow-methods", methods.encode()),
             (
                 b"access-control-allow-headers",
-                b"authorization, cache-control, content-type, last-event-id",
+                b"authorization, cache-control, content-type, idempotency-key, last-event-id",
             ),
             (b"access-control-max-age", str(_PREFLIGHT_SECONDS).encode()),
         ]

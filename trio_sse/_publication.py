@@ -13,6 +13,8 @@ from .hub import DEFAULT_TOPIC
 from .wire import Event
 
 _FIELDS: Final = ("topic", "data", "type", "retry")
+MAX_KEY: Final = 255
+"""Characters of an idempotency key."""
 _MAX_FORM_FIELDS: Final = 1000
 _JSON: Final = "application/json"
 _FORM: Final = "application/x-www-form-urlencoded"
@@ -68,6 +70,25 @@ class Publication:
         except ValueError as exc:
             raise _bad(str(exc)) from exc
         return cls(event, _topics(fields))
+
+
+def idempotency_key(header: str) -> str | None:
+    """What the header ``Idempotency-Key`` says, ``None`` if it is not there.
+
+    It is a string of RFC 8941, in quotes; without them it is taken as it is.
+
+    Raises:
+        Refused: 400 if it is empty, too long, or not printable ASCII.
+    """
+    if not header:
+        return None
+    key = header[1:-1] if header[0] == header[-1] == '"' and len(header) > 1 else header
+    if not 1 <= len(key) <= MAX_KEY or not key.isascii() or not key.isprintable():
+        raise _bad(
+            f"an idempotency key has 1 to {MAX_KEY} printable ASCII characters, as in "
+            'Idempotency-Key: "8e03978e-40d5-43dd-bc93-6894a57f9324"'
+        )
+    return key
 
 
 def _from_json(body: bytes) -> Mapping[str, Any]:

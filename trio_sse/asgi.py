@@ -13,7 +13,7 @@ from typing import Final, Protocol, final
 import trio
 
 from ._access import Access
-from ._publication import Publication
+from ._publication import Publication, idempotency_key
 from ._respond import (
     ClientGone,
     Headers,
@@ -26,7 +26,7 @@ from ._respond import (
     respond_json,
     respond_problem,
 )
-from .errors import HubClosed, Refused
+from .errors import HubClosed, KeyReused, LogUnavailable, Refused
 from .hub import Hub
 from .outbox import OutboxLimits, OutboxReceiveEnd, Writer
 from .session import EndReason, Handler, Request, Session
@@ -224,7 +224,15 @@ class Endpoint:
             raise Refused(413, f"the body is larger than {self._max_body} bytes")
         body = await read_body(receive, limit=self._max_body, seconds=self._body_timeout)
         publication = Publication.parse(request.headers.get("content-type", ""), body)
-        event_id = await self.hub.publish(publication.event, publication.topics)
+        key = idempotency_key(request.headers.get("idempotency-key", ""))
+        try:
+            event_id = await self.hub.publish(publication.event, publication.topics, key=key)
+        except KeyReused as exc:
+            raise Refused(422, str(exc)) from exc
+        except ValueError as exc:
+            raise Refused(400, str(exc)) from exc
+        except LogUnavailable as exc:
+            raise Refused(503, f"not published: {exc}", retry_after=1) from exc
         await respond_json(send, 201, {"id": event_id}, headers=cors)
 
     # Subscribing.

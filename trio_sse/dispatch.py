@@ -14,7 +14,7 @@ from typing import Final, final
 
 import trio
 
-from .log import Cursor, EventLog, Record
+from .log import EventLog, Gap, Record
 from .outbox import Batch
 from .session import Session
 from .wire import Event, encode
@@ -119,7 +119,8 @@ class Dispatcher:
         self.gaps = 0
         self.passes = 0
         self.seconds = 0.0
-        self._backlog = 0  # published here, and not yet taken by a pass
+        self._epoch = ""
+        self._appending = 0  # events on their way into the log
         self._stopped = False
         self._in_pass = False
         self._turns = 0
@@ -137,18 +138,26 @@ class Dispatcher:
     def leave(self, session: Session) -> None:
         self._audiences.discard(session)
 
+    def start_at(self, position: int) -> None:
+        """Give out what follows ``position``."""
+        self.position = position
+        self._epoch = self._log.epoch
+
     async def wait_for_room(self) -> None:
         """Wait while publishers are too far ahead. No checkpoint if they are not.
 
-        If then nothing comes to be appended, `give_back_room`.
+        Call `appended` when the event is in the log, or will not get there.
         """
-        while self._backlog >= MAX_BACKLOG and not self._stopped:
+        while (
+            self._appending + self._log.newest - self.position >= MAX_BACKLOG and not self._stopped
+        ):
             await self._passed.park()
-        self._backlog += 1
+        self._appending += 1
 
-    def give_back_room(self) -> None:
-        self._backlog = max(0, self._backlog - 1)
-        self._passed.unpark_all()
+    def appended(self) -> None:
+        self._appending -= 1
+        if not self._appending:
+            self._passed.unpark_all()
 
     async def wait_settled(self) -> int:
         """Wait until all that was published was given out, what is being appended too.
@@ -156,7 +165,7 @@ class Dispatcher:
         Returns:
             The position up to which that is.
         """
-        while (self._backlog or self._in_pass or self.position < self._log.newest) and (
+        while (self._appending or self._in_pass or self.position < self._log.newest) and (
             not self._stopped
         ):
             await self._passed.park()
@@ -174,7 +183,6 @@ class Dispatcher:
                 await self._log.wait(self.position)
                 records = _up_to(PASS_BYTES, await self._log.read(self.position, PASS_EVENTS))
                 await self._pass(records)
-                self._backlog = max(0, self._backlog - len(records))
                 self._passed.unpark_all()
         finally:
             self._stopped = True
@@ -183,15 +191,15 @@ class Dispatcher:
     async def _pass(self, records: Sequence[Record]) -> None:
         self._in_pass = True
         self._since = time.perf_counter()
-        hole = self._hole(self.position, records)
+        gap = self._gap(records)
         self.position = records[-1].position if records else max(self.position, self._log.trimmed)
         # Who is served is settled now, together with the position: a session that joins
         # during the pass has had these records, or they were published before it came.
         work = self._audiences.sort(records)
-        if hole is not None:  # whatever was in it, it may have concerned any of them
+        if gap is not None:  # whatever was in it, it may have concerned any of them
             everyone = self._audiences.everyone()
             self.gaps += len(everyone)
-            notice = gap_notice("trimmed", "", self._log, hole)
+            notice = gap_notice(gap, "", self._log)
             await self._hand_out(everyone, Batch.control(notice))
         for sessions, heard in work:
             await self._hand_out(sessions, Batch(heard))
@@ -218,49 +226,38 @@ class Dispatcher:
         there is no gap between replay and live, no duplicate, and nothing is held in
         memory meanwhile.
         """
-        log = self._log
-        cursor = Cursor.parse(last_event_id)
-        if cursor is None or cursor.epoch != log.epoch or cursor.position > log.newest:
-            position = log.trimmed
-            await self._tell_of_gap(session, "epoch", last_event_id, position)
-        else:
-            position = cursor.position
+        replay = await self._log.replay(last_event_id)
         while True:
-            if position > self.position:
-                await self.wait_past(position)
-            if position == self.position:
+            if replay.position > self.position:
+                await self.wait_past(replay.position)
+            if replay.position == self.position:
                 self.join(session)
                 return
-            end = self.position  # before it reads: all up to here is in the log by then
-            records = await log.read(position, PASS_EVENTS)
-            hole = self._hole(position, records)
-            if hole is not None:
-                position = hole
-                await self._tell_of_gap(session, "trimmed", last_event_id, hole)
-            taken = _up_to(PASS_BYTES, [r for r in records if r.position <= end])
-            position = taken[-1].position if taken else max(position, end)
-            heard = [r for r in taken if _concerns(r, session.topics)]
-            if heard:
-                await session.deliver_paced(Batch(heard))
-                self.replayed += len(heard)
+            # Up to where the others are: all up to there is in the log by then.
+            gap, records = await replay.read(PASS_EVENTS, self.position)
+            if gap is not None:
+                self.gaps += 1
+                notice = gap_notice(gap, last_event_id, self._log)
+                await session.deliver_paced(Batch.control(notice))
+            heard: Sequence[Record] = [r for r in records if _concerns(r, session.topics)]
+            while heard:
+                some = _up_to(PASS_BYTES, heard)
+                await session.deliver_paced(Batch(some))
+                self.replayed += len(some)
+                heard = heard[len(some) :]
 
-    def _hole(self, position: int, records: Sequence[Record]) -> int | None:
-        """Where the stream goes on, if some of what followed ``position`` was trimmed.
+    def _gap(self, records: Sequence[Record]) -> Gap | None:
+        """What is missing between `position` and ``records``, which were read there.
 
-        ``records`` is what was read there. What of it was trimmed since is no hole: it
-        is at hand.
+        What of them was trimmed since is no gap: it is at hand.
         """
         end = self._log.trimmed
         if records:
             end = min(end, records[0].position - 1)
-        return end if end > position else None
-
-    async def _tell_of_gap(
-        self, session: Session, why: str, last_event_id: str, resumed_after: int
-    ) -> None:
-        self.gaps += 1
-        notice = gap_notice(why, last_event_id, self._log, resumed_after)
-        await session.deliver_paced(Batch.control(notice))
+        if end <= self.position:
+            return None
+        same, self._epoch = self._log.epoch == self._epoch, self._log.epoch
+        return Gap("trimmed" if same else "epoch", self._log.place(end))
 
 
 def _concerns(record: Record, topics: Topics) -> bool:
@@ -277,16 +274,15 @@ def _up_to(size: int, records: Sequence[Record]) -> Sequence[Record]:
     return records
 
 
-def gap_notice(why: str, last_event_id: str, log: EventLog, resumed_after: int) -> bytes:
+def gap_notice(gap: Gap, last_event_id: str, log: EventLog) -> bytes:
     """``event: gap``: something was missed, and this is where the stream goes on.
 
     Its id is that place: a client that loses the connection now is not told again.
     """
-    place = str(Cursor(log.epoch, resumed_after))
     data = {
-        "reason": why,
+        "reason": gap.reason,
         "last_event_id": last_event_id,
-        "resumed_after": place,
-        "newest": str(Cursor(log.epoch, log.newest)),
+        "resumed_after": gap.place,
+        "newest": log.place(log.newest),
     }
-    return encode(Event(json.dumps(data), type="gap", id=place))
+    return encode(Event(json.dumps(data), type="gap", id=gap.place))

@@ -1,8 +1,9 @@
 """What can go wrong, split by whose fault it is.
 
-Yours: `RuntimeError`, `ValueError`, `TypeError`, with the wrong call and the right one.
-The peer's: `EventTooLarge` (in `trio_sse.wire`).
-Nobody's, things simply end: `SessionEnded`, `HubClosed`. Said on purpose: `Refused`.
+Yours: `RuntimeError`, `ValueError` (of them `KeyReused`), `TypeError`, with the wrong call
+and the right one. The peer's: `EventTooLarge` (in `trio_sse.wire`).
+Nobody's, things simply end: `SessionEnded`, `HubClosed`; or will be there again:
+`LogUnavailable`. Said on purpose: `Refused`.
 """
 
 from __future__ import annotations
@@ -53,3 +54,29 @@ class SessionEnded(Exception):
 @final
 class HubClosed(Exception):
     """The hub is not open: not yet, not any more, or because it failed (see ``__cause__``)."""
+
+
+@final
+class LogUnavailable(Exception):
+    """The event log cannot take events at the moment; what it holds is still there."""
+
+
+@final
+class KeyReused(ValueError):
+    """An idempotency key came again, with another event.
+
+    Attributes:
+        key: the idempotency key.
+        event_id: the event that it belongs to.
+    """
+
+    def __init__(self, key: str, event_id: str) -> None:
+        super().__init__(key, event_id)
+        self.key = key
+        self.event_id = event_id
+
+    def __str__(self) -> str:
+        return (
+            f"the idempotency key {self.key!r} belongs to event {self.event_id}, which is "
+            "another one: a key is for one event and its repetitions"
+        )

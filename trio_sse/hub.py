@@ -24,7 +24,7 @@ from ._keeper import Keeper
 from .dispatch import YIELD_EVERY, Dispatcher
 from .errors import HubClosed, Refused
 from .hooks import Hooks
-from .log import Cursor, EventLog, MemoryLog
+from .log import EventLog, MemoryLog
 from .outbox import OutboxLimits, OutboxReceiveEnd, Tally
 from .session import EndReason, Handler, Request, Session
 from .wire import Event, encode
@@ -257,7 +257,7 @@ class Hub:
 
     async def _hold_parent_nursery(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as self._nursery:
-            self._dispatcher.position = self.log.newest
+            self._dispatcher.start_at(self.log.newest)
             for service, name in (
                 (self._dispatcher.run, "dispatcher"),
                 (self._keeper.run, "keeper"),
@@ -315,7 +315,13 @@ class Hub:
 
     # What the application asks for.
 
-    async def publish(self, event: Event, topic: str | Iterable[str] = DEFAULT_TOPIC) -> str:
+    async def publish(
+        self,
+        event: Event,
+        topic: str | Iterable[str] = DEFAULT_TOPIC,
+        *,
+        key: str | None = None,
+    ) -> str:
         """Append ``event`` to the log, from where it goes to all who subscribe to ``topic``.
 
         Waits while the dispatcher is more than a thousand events behind. If cancelled,
@@ -324,13 +330,17 @@ class Hub:
         Args:
             event: with data, and without an id: its id is its place in the log.
             topic: one or several; who subscribes to any of them gets the event, once.
+            key: an idempotency key: however often it is published, that is one event.
 
         Returns:
-            The event's id.
+            The event's id; with a key that the log remembers, the id it had then.
 
         Raises:
             HubClosed: the hub is not open.
-            ValueError: the event has an id or no data, or there is no topic.
+            KeyReused: the key belongs to another event.
+            LogUnavailable: the log is away; repeat it, with a key to be safe.
+            ValueError: the event has an id or no data, or there is no topic, or the log
+                cannot keep the topics in one order.
         """
         if event.id is not None:
             raise ValueError(
@@ -349,10 +359,9 @@ class Hub:
         await self._dispatcher.wait_for_room()
         try:
             self._check_accepting()
-            event_id = await self.log.append(event, topics)
-        except BaseException:
-            self._dispatcher.give_back_room()
-            raise
+            event_id = await self.log.append(event, topics, key=key)
+        finally:
+            self._dispatcher.appended()
         self._published += 1
         return event_id
 
@@ -434,7 +443,7 @@ class Hub:
         position = self._dispatcher.position
         resumes = self._alive.get(session) and self._dispatcher.has_joined(session)
         if resumes and settled_at == position:  # it had all up to there
-            where = str(Cursor(self.log.epoch, position))
+            where = self.log.place(position)
         return encode(Event(id=where, retry=self.jittered_retry(), comment="draining"))
 
     def jittered_retry(self) -> int:

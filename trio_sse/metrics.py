@@ -30,6 +30,9 @@ class HubCollector(Collector):
         yield GaugeMetricFamily(
             "trio_sse_accepting", "1 while new sessions are accepted", now.state == "open"
         )
+        yield GaugeMetricFamily(
+            "trio_sse_log_available", "1 while the log takes events", self._hub.log.problem is None
+        )
         for name, text, value in (
             ("sessions_registered", "Sessions that registered", now.registered),
             ("sessions_refused", "Sessions turned down before they registered", now.refused),

@@ -23,7 +23,8 @@ EVENTS_PATH: Final = "/events"
 class Service:
     """Subscribe, publish, watch.
 
-    ``/events`` is the `Endpoint`; ``/healthz`` says 200, or 503 while draining;
+    ``/events`` is the `Endpoint`; ``/healthz`` says 200, with "degraded" and why while
+    the log is away, or 503 while draining;
     ``/metrics`` is for Prometheus; ``/`` is the console.
 
     Args:
@@ -64,15 +65,17 @@ class Service:
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = self.hub.state
+        health: dict[str, object] = {"status": state, "sessions": len(self.hub.sessions)}
+        if state == "open":
+            # With the log away, sessions stay and new ones are taken: no reason to send
+            # clients elsewhere.
+            problem = self.hub.log.problem
+            health["status"] = "ok" if problem is None else "degraded"
+            if problem is not None:
+                health["log"] = problem
+        status = 200 if state == "open" else 503
         await self._read_only(
-            scope,
-            send,
-            lambda head: respond_json(
-                send,
-                200 if state == "open" else 503,
-                {"status": "ok" if state == "open" else state, "sessions": len(self.hub.sessions)},
-                head=head,
-            ),
+            scope, send, lambda head: respond_json(send, status, health, head=head)
         )
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,7 +19,7 @@ from .._access import Access
 from ..asgi import Endpoint
 from ..hooks import collect
 from ..hub import Hub, HubLimits
-from ..log import EventLog, MemoryLog
+from ..log import EventLog, open_log
 from ..outbox import OutboxLimits, Overflow
 from ..server import serve as serve_app
 from ..service import EVENTS_PATH, Service, report_drain
@@ -249,9 +249,12 @@ def _is_local(bind: str) -> bool:
 
 
 def _open_log(settings: dict[str, Any]) -> EventLog:
-    if settings["log"] != "memory":
-        raise click.UsageError(f"--log {settings['log']}: the log there is, is: memory")
-    return MemoryLog(max_events=settings["log_events"], max_bytes=settings["log_bytes"])
+    try:
+        return open_log(
+            settings["log"], max_events=settings["log_events"], max_bytes=settings["log_bytes"]
+        )
+    except ValueError as exc:
+        raise click.UsageError(f"--log {settings['log']}: {exc}") from exc
 
 
 async def _run(service: Service, settings: dict[str, Any]) -> bool:

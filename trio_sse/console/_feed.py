@@ -17,7 +17,7 @@ from typing import Final, final
 import trio
 
 from ..hub import Hub
-from ..log import Cursor, Record
+from ..log import Record
 from ..session import Session
 from ..wire import Decoder, Event, encode
 
@@ -135,7 +135,7 @@ class Feed:
         return {
             "at": now,  # seconds, of which only differences mean anything
             "state": counts.state,
-            "newest": _cut(str(Cursor(hub.log.epoch, hub.log.newest)), MAX_NAME),
+            "newest": _cut(hub.log.place(hub.log.newest), MAX_NAME),
             "counts": {
                 "sessions": counts.sessions,
                 "registered": counts.registered,

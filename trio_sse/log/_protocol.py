@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Protocol, final
+from typing import Literal, NamedTuple, Protocol, final
 
 from ..wire import Event
 
@@ -17,7 +17,7 @@ class Record:
 
     Attributes:
         position: its place; greater than that of every record before it.
-        id: ``<epoch>.<position>``.
+        id: the last event ID of who has had all up to this one.
         topics: what it was published to; empty for what was sent to one session.
         data: the event, encoded with its id. Bytes that are shared, never copied.
     """
@@ -29,7 +29,7 @@ class Record:
 
 
 class Cursor(NamedTuple):
-    """A last event ID, taken apart."""
+    """A last event ID, taken apart: where one sequence is numbered for all who read it."""
 
     epoch: str
     position: int
@@ -46,50 +46,123 @@ class Cursor(NamedTuple):
         return f"{self.epoch}.{self.position}"
 
 
+class Gap(NamedTuple):
+    """Something that a reader should have had is not there.
+
+    Attributes:
+        reason: ``"trimmed"`` if the log has forgotten it, ``"epoch"`` if the last event
+            ID is not one of this log's, or of an earlier life of it.
+        place: the last event ID at which the stream goes on.
+    """
+
+    reason: Literal["trimmed", "epoch"]
+    place: str
+
+
+class Page(NamedTuple):
+    """What one `Replay.read` found.
+
+    Attributes:
+        gap: what is missing before ``records``, if something is.
+        records: oldest first.
+    """
+
+    gap: Gap | None
+    records: Sequence[Record]
+
+
+class Replay(Protocol):
+    """What followed one last event ID, read in pages, each at its reader's own time."""
+
+    @property
+    def position(self) -> int:
+        """All up to here was read, or had been before; -1 before the first page if the
+        last event ID was not one of the log's."""
+        ...
+
+    async def read(self, limit: int, upto: int) -> Page:
+        """The next page: as `EventLog.read`, and no record past position ``upto``.
+
+        Afterwards `position` is that of the last of them, or ``upto`` if there is no
+        more up to there, or a greater one: the last event ID came from where more was
+        known. Waits while the engine is away. Nothing is lost if it is cancelled.
+        """
+        ...
+
+
 class EventLog(Protocol):
     """An append-only sequence with a bounded memory.
 
     The hub enters it before anything else and leaves it after everything else. One hub
-    uses it, from one Trio run. A reader that wants what follows a position calls `read`,
-    and `wait` when there is nothing.
+    uses it, from one Trio run; what other hubs append to the same store comes in too.
+
+    Positions are this object's own: they order what it gives out. A last event ID is
+    good for every log that shares the store.
     """
 
     @property
     def epoch(self) -> str:
-        """What the positions belong to; no whitespace, no line break."""
+        """What last event IDs belong to; no whitespace, no line break."""
         ...
 
     @property
     def newest(self) -> int:
-        """The position of the newest record known here; 0 if there never was one."""
+        """The position of the newest record that `read` gives; 0 if there never was one."""
         ...
 
     @property
     def trimmed(self) -> int:
-        """The position of the newest record that is no longer held; 0 if all are.
+        """The position of the newest record that `read` no longer gives; 0 if it has all.
 
         A reader whose position is below this has missed something.
         """
         ...
 
-    async def append(self, event: Event, topics: Sequence[str]) -> str:
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from taking events at the moment; ``None`` if nothing does."""
+        ...
+
+    def place(self, position: int) -> str:
+        """The last event ID of who has had all up to ``position``, `trimmed` to `newest`."""
+        ...
+
+    async def append(self, event: Event, topics: Sequence[str], *, key: str | None = None) -> str:
         """Put ``event`` at the end; its id. It is as durable then as the engine promises.
 
-        If cancelled, the event may or may not have been appended, except where the
-        engine promises more.
+        Afterwards `newest` counts it. If cancelled, the event may or may not have been
+        appended, except where the engine promises more.
+
+        Args:
+            event: with data, without an id.
+            topics: at least one.
+            key: an idempotency key. If an event with this key is remembered, that is
+                the event, and nothing is appended. It is remembered at least as long as
+                that event is held.
+
+        Raises:
+            KeyReused: the key belongs to another event, or to the same on other topics.
+            ValueError: the engine cannot keep all of ``topics`` in one order.
+            LogUnavailable: the engine is away, or has no room. The event was not
+                appended, unless the engine says otherwise: repeat it, with a key.
         """
         ...
 
     async def read(self, after: int, limit: int) -> Sequence[Record]:
         """Up to ``limit`` records that follow position ``after``, oldest first, at once.
 
-        Empty if there is none. A checkpoint. If some have been trimmed already, those
-        that are left: compare ``after`` with `trimmed` after the call to know.
+        Fewer if they are large, but at least one if there is one. A checkpoint. If some
+        have been trimmed already, those that are left: compare ``after`` with `trimmed`
+        after the call to know.
         """
         ...
 
     async def wait(self, after: int) -> None:
         """Return when `newest` is greater than ``after``."""
+        ...
+
+    async def replay(self, last_event_id: str) -> Replay:
+        """What followed ``last_event_id``; from the oldest held if it is not one of ours."""
         ...
 
     async def __aenter__(self) -> EventLog: ...
@@ -99,4 +172,4 @@ class EventLog(Protocol):
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         tb: TracebackType | None,
-    ) -> None: ...
+    ) -> bool | None: ...

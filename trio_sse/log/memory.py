@@ -1,19 +1,19 @@
-"""The log that forgets at the end of the process: a ring in memory."""
+"""The log that forgets at the end of the process."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, final
+from typing import final
 
 import trio
 
+from ..errors import KeyReused
 from ..wire import Event, encode
 from ._protocol import Cursor, Record
-
-_RECORD_OVERHEAD: Final = 250
-"""Bytes that a record takes beside its data: measured with tracemalloc, rounded up."""
+from ._replay import SequenceReplay
+from ._tail import Tail
 
 
 @final
@@ -34,21 +34,16 @@ class MemoryLog:
                 f"MemoryLog(max_events={max_events}, max_bytes={max_bytes}): a log keeps "
                 "something, as in MemoryLog(max_events=1000)"
             )
-        self._max_events = max_events
-        self._max_bytes = max_bytes
         self._epoch = secrets.token_hex(4)
-        # Record number i of the list has position _trimmed + 1 + i - _start: what lies
-        # before _start is forgotten, and is cut off when it is half of the list.
-        self._records: list[Record | None] = []
-        self._start = 0
-        self._trimmed = 0
-        self._bytes = 0
-        self._readers = trio.lowlevel.ParkingLot()
+        self._tail = Tail(max_events, max_bytes, forgotten=self._forget_key)
+        # What was published with an idempotency key, while it is held.
+        self._by_key: dict[str, Record] = {}
+        self._keys: dict[int, str] = {}
 
     def __repr__(self) -> str:
         return (
-            f"<MemoryLog {self._epoch} positions {self._trimmed + 1} to {self.newest}, "
-            f"{self._bytes} bytes>"
+            f"<MemoryLog {self._epoch} positions {self.trimmed + 1} to {self.newest}, "
+            f"{self._tail.bytes} bytes>"
         )
 
     @property
@@ -57,47 +52,49 @@ class MemoryLog:
 
     @property
     def newest(self) -> int:
-        return self._trimmed + len(self._records) - self._start
+        return self._tail.newest
 
     @property
     def trimmed(self) -> int:
-        return self._trimmed
+        return self._tail.trimmed
 
-    async def append(self, event: Event, topics: Sequence[str]) -> str:
+    @property
+    def problem(self) -> None:
+        """Always ``None``."""
+
+    def place(self, position: int) -> str:
+        return str(Cursor(self._epoch, position))
+
+    async def append(self, event: Event, topics: Sequence[str], *, key: str | None = None) -> str:
         """As `EventLog.append`; if cancelled, the event was not appended."""
         await trio.lowlevel.checkpoint()
+        if key is not None and (known := self._by_key.get(key)) is not None:
+            if (encode(event, id=known.id), tuple(topics)) != (known.data, known.topics):
+                raise KeyReused(key, known.id)
+            return known.id
         position = self.newest + 1
         event_id = str(Cursor(self._epoch, position))
-        data = encode(event, id=event_id)
-        self._records.append(Record(position, event_id, tuple(topics), data))
-        self._bytes += len(data) + _RECORD_OVERHEAD
-        self._trim()
-        self._readers.unpark_all()
+        record = Record(position, event_id, tuple(topics), encode(event, id=event_id))
+        if key is not None:
+            self._by_key[key] = record
+            self._keys[position] = key
+        self._tail.add(record)
         return event_id
 
-    def _trim(self) -> None:
-        while (kept := len(self._records) - self._start) > 1 and (
-            kept > self._max_events or self._bytes > self._max_bytes
-        ):
-            oldest = self._records[self._start]
-            assert oldest is not None
-            self._records[self._start] = None
-            self._bytes -= len(oldest.data) + _RECORD_OVERHEAD
-            self._start += 1
-            self._trimmed += 1
-        if self._start > len(self._records) // 2:
-            del self._records[: self._start]
-            self._start = 0
+    def _forget_key(self, record: Record) -> None:
+        if self._keys and (key := self._keys.pop(record.position, None)) is not None:
+            del self._by_key[key]
 
     async def read(self, after: int, limit: int) -> Sequence[Record]:
         await trio.lowlevel.checkpoint()
-        start = self._start + max(0, after - self._trimmed)
-        return [record for record in self._records[start : start + limit] if record is not None]
+        return self._tail.read(after, limit)
 
     async def wait(self, after: int) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while self.newest <= after:
-            await self._readers.park()
+        await self._tail.wait(after)
+
+    async def replay(self, last_event_id: str) -> SequenceReplay:
+        await trio.lowlevel.checkpoint()
+        return SequenceReplay(self, last_event_id)
 
     async def __aenter__(self) -> MemoryLog:
         return self

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import resource
 import signal
 import socket
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -51,6 +53,7 @@ _RSS_KEPT_PER_CLIENT: Final = 48
 """KiB that allocators may keep: of all that there was at one time, but not of more."""
 _SHOWN: Final = 40
 """Lines, of many that may be alike."""
+_EXAMPLES: Final = 5
 _BLOCKS_PER_EVENT: Final = 12
 """Of memory, that an event in the log takes, generously."""
 _BLOCKS_KEPT: Final = 1_500
@@ -295,8 +298,11 @@ class Soak:
         self._say(f"{len(complaints)} lines in the server's log")
         for line in complaints[:_SHOWN]:
             self._say(f"  {line}")
-        for failure in self._ledger.failures[:_SHOWN]:
-            self._say(f"FAILED: {failure}")
+        alike = Counter(re.sub(r"[0-9a-f]{8}|\d+", "N", text) for text in self._ledger.failures)
+        for kind, times in alike.most_common(_SHOWN):
+            self._say(f"FAILED {times} times: {kind}")
+        for failure in self._ledger.failures[:_EXAMPLES]:
+            self._say(f"as {failure}")
         self._say(f"seed {self._options.seed}: {len(self._ledger.failures)} failures")
 
     def _rng_for(self, who: str) -> random.Random:

@@ -390,34 +390,37 @@ class Publisher:
                 await self.publish(self._rng.choice(TOPICS))
             await trio.sleep(self._rng.expovariate(rate / burst))
 
-    async def publish(self, topic: str) -> bool:
-        """Publish one event; whether it was accepted."""
+    async def publish(self, topic: str) -> None:
+        """Publish one event, again and again until it is accepted: its key makes it one."""
         self._n += 1
         self._k[topic] += 1
         size = self._rng.choice([10, 100, 100, 100, 1000, 8000])
         data = json.dumps({"n": self._n, "k": self._k[topic], "pad": "x" * size})
-        try:
-            status, answer = await self._post(json.dumps({"topic": topic, "data": data}).encode())
-        except (OSError, ValueError):
-            self._world.count("publishing failed: the server is away")
-            self.close()
+        body = json.dumps({"topic": topic, "data": data}).encode()
+        while True:
+            try:
+                status, answer = await self._post(body, key=f"event-{self._n}")
+            except (OSError, ValueError):
+                self._world.count("publishing failed, and was repeated: the server is away")
+                self.close()
+                await trio.sleep(0.1)
+                continue
+            if status == 201:
+                event_id = json.loads(answer)["id"]
+                self._world.ledger.accepted(event_id, topic, self._k[topic])
+                return
+            if status != 503:
+                self._world.ledger.fail(f"publishing was answered {status}: {answer!r}")
+                return
+            self._world.count("publishing refused, and was repeated: the server drains")
             await trio.sleep(0.1)
-            return False
-        if status == 201:
-            self._world.ledger.accepted(json.loads(answer)["id"], topic, self._k[topic])
-        elif status == 503:
-            self._world.count("publishing refused: the server drains")
-            await trio.sleep(0.1)
-        else:
-            self._world.ledger.fail(f"publishing was answered {status}: {answer!r}")
-        return status == 201
 
-    async def _post(self, body: bytes) -> tuple[int, bytes]:
+    async def _post(self, body: bytes, *, key: str) -> tuple[int, bytes]:
         if self._sock is None:
             self._sock = await connected(self._world)
         head = (
             "POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f'Idempotency-Key: "{key}"\r\nContent-Length: {len(body)}\r\n\r\n'
         )
         with trio.fail_after(_PATIENCE):
             await send_all(self._sock, head.encode() + body)

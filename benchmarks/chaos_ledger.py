@@ -1,8 +1,8 @@
 """What was published, and what one client that resumes must therefore see. No I/O.
 
 An event's id is ``epoch.position``. Its data carry two numbers: ``n`` counts all events,
-``k`` those of its topic; both only grow. A number that a publisher used without hearing
-that the event was accepted may be missing, and only where the server ended.
+``k`` those of its topic; within one life of the server none is missing. An event that is
+not known to have been accepted is published again with the same idempotency key.
 """
 
 from __future__ import annotations

@@ -1015,6 +1015,46 @@ class TestGoodbye:
                     receive_end.close()
             assert decoder.last_event_id == seen[-1].id != f"{log.epoch}.600"
 
+    async def test_one_that_is_replaying_gets_the_rest_first(self, autojump_clock: Clock) -> None:
+        log = MemoryLog()
+        for _ in range(600):
+            await log.append(Event("x"), ["a"])
+        async with Hub(log=log, outbox=OutboxLimits(max_events=1)) as hub:
+            request = Request(last_event_id=f"{log.epoch}.0")
+            async with (
+                hub.open_session(request) as (_, receive_end),
+                trio.open_nursery() as nursery,
+            ):
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(hub.drain, 5)
+                decoder = Decoder()
+                seen: list[Event] = []
+                with suppress(trio.EndOfChannel):
+                    while True:
+                        await trio.sleep(0.1)
+                        seen += decoder.feed(await receive_end.receive())
+            assert len(seen) == 600
+            assert decoder.last_event_id == f"{log.epoch}.600"
+
+    async def test_one_that_replays_and_stalls_holds_up_nobody(self, autojump_clock: Clock) -> None:
+        log = MemoryLog()
+        for _ in range(600):
+            await log.append(Event("x"), ["a"])
+        async with Hub(log=log, outbox=OutboxLimits(max_events=1)) as hub:
+            request = Request(last_event_id=f"{log.epoch}.0")
+            async with (
+                hub.open_session(request) as (stalled, _),
+                hub.open_session(Request()) as (_, receive_end),
+                trio.open_nursery() as nursery,
+            ):
+                await trio.testing.wait_all_tasks_blocked()
+                start = trio.current_time()
+                nursery.start_soon(hub.drain, 8)
+                await receive_rest(receive_end)
+                assert trio.current_time() == start
+                assert await stalled.wait_ended() == EndReason.DRAINED
+                assert trio.current_time() == start + 4
+
     def test_what_was_accepted_goes_out_first(self, figure: Callable[[str], None]) -> None:
         """Every event whose publisher got an id reaches who is there, or was refused."""
 

@@ -103,6 +103,7 @@ class Dispatcher:
 
     Attributes:
         position: every session that has joined was given what lies up to here.
+        replaying: sessions that are to join, or to end, once they have had what they missed.
         events: dispatched so far.
         replayed: events that `replay` gave to sessions.
         gaps: times that a session was told of a gap.
@@ -114,6 +115,7 @@ class Dispatcher:
         self._log = log
         self._audiences = Audiences()
         self.position = 0
+        self.replaying: dict[Session, None] = {}
         self.events = 0
         self.replayed = 0
         self.gaps = 0
@@ -137,6 +139,17 @@ class Dispatcher:
 
     def leave(self, session: Session) -> None:
         self._audiences.discard(session)
+        self._has_replayed(session)
+
+    def _has_replayed(self, session: Session) -> None:
+        self.replaying.pop(session, None)
+        if not self.replaying:
+            self._passed.unpark_all()
+
+    async def wait_replayed(self) -> None:
+        """Wait until no session is `replaying`."""
+        while self.replaying and not self._stopped:
+            await self._passed.park()
 
     def start_at(self, position: int) -> None:
         """Give out what follows ``position``."""
@@ -232,6 +245,7 @@ class Dispatcher:
                 await self.wait_past(replay.position)
             if replay.position == self.position:
                 self.join(session)
+                self._has_replayed(session)
                 return
             # Up to where the others are: all up to there is in the log by then.
             gap, records = await replay.read(PASS_EVENTS, self.position)

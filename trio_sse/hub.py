@@ -417,9 +417,14 @@ class Hub:
         # From here on nothing is accepted, so that all that was accepted can be given out.
         self._is_parting = True
         settled_at = None
-        with trio.move_on_at((trio.current_time() + deadline) / 2):
+        middle = (trio.current_time() + deadline) / 2
+        with trio.move_on_at(middle):
             settled_at = await self._dispatcher.wait_settled()
-        await self._say_goodbye(settled_at)
+        replaying = self._dispatcher.replaying
+        await self._say_goodbye([s for s in self._alive if s not in replaying], settled_at)
+        with trio.move_on_at(middle):  # who is catching up gets the rest first
+            await self._dispatcher.wait_replayed()
+        await self._say_goodbye(list(self._alive), settled_at)
         for _ in range(2):  # whoever listens right now has taken it then
             await trio.lowlevel.cancel_shielded_checkpoint()
         with trio.CancelScope(deadline=deadline):
@@ -429,12 +434,13 @@ class Hub:
             receive_end.close()
         self._nursery.cancel_scope.cancel(reason="drained")
 
-    async def _say_goodbye(self, settled_at: int | None) -> None:
-        for number, session in enumerate(list(self._alive), 1):
+    async def _say_goodbye(self, sessions: Iterable[Session], settled_at: int | None) -> None:
+        for number, session in enumerate(sessions, 1):
             if number % YIELD_EVERY == 0:
                 await trio.lowlevel.checkpoint()
-            session.deliver_control(self._goodbye(session, settled_at))
-            session.end(EndReason.DRAINED)
+            if session.end_reason is None:
+                session.deliver_control(self._goodbye(session, settled_at))
+                session.end(EndReason.DRAINED)
 
     def _goodbye(self, session: Session, settled_at: int | None) -> bytes:
         # Where it was, also for one that was sent nothing yet: it comes back as one that
@@ -575,8 +581,10 @@ class Hub:
     def _registered(self, session: Session, *, joins: bool) -> None:
         self._sessions[session.id] = session
         self._registered_count += 1
-        if joins:  # otherwise it does when it has had what it missed
+        if joins:
             self._dispatcher.join(session)
+        else:  # when it has had what it missed
+            self._dispatcher.replaying[session] = None
         self._keeper.watch(session)
         logger.info(
             "session %s registered from %s for %s",

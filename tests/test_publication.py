@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_sse import Event, Refused, encode
-from trio_sse._publication import Publication
+from trio_sse._publication import MAX_KEY, Publication, idempotency_key, key_header
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
@@ -228,3 +228,12 @@ def test_no_object_does_anything_else_than_that(fields: dict[str, Any]) -> None:
     else:
         encode(came.event)
         assert "".join(came.topics).encode() is not None
+
+
+PRINTABLE = st.characters(codec="ascii", min_codepoint=0x20, max_codepoint=0x7E)
+
+
+@given(st.text(PRINTABLE, min_size=1, max_size=MAX_KEY))
+def test_a_key_survives_its_header(key: str) -> None:
+    """Whatever of quotes and backslashes is in it (RFC 8941, 3.3.3)."""
+    assert idempotency_key(key_header(key)) == key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast, final
@@ -75,20 +76,28 @@ class Publication:
 def idempotency_key(header: str) -> str | None:
     """What the header ``Idempotency-Key`` says, ``None`` if it is not there.
 
-    It is a string of RFC 8941, in quotes; without them it is taken as it is.
+    It is a string of RFC 8941 (3.3.3), in quotes; without them it is taken as it is.
 
     Raises:
         Refused: 400 if it is empty, too long, or not printable ASCII.
     """
     if not header:
         return None
-    key = header[1:-1] if header[0] == header[-1] == '"' and len(header) > 1 else header
+    key = header
+    if header[0] == header[-1] == '"' and len(header) > 1:
+        key = re.sub(r'\\(["\\])', r"\1", header[1:-1])
     if not 1 <= len(key) <= MAX_KEY or not key.isascii() or not key.isprintable():
         raise _bad(
             f"an idempotency key has 1 to {MAX_KEY} printable ASCII characters, as in "
             'Idempotency-Key: "8e03978e-40d5-43dd-bc93-6894a57f9324"'
         )
     return key
+
+
+def key_header(key: str) -> str:
+    """The header from which `idempotency_key` has ``key``."""
+    escaped = re.sub(r'(["\\])', r"\\\1", key)
+    return f'"{escaped}"'
 
 
 def _from_json(body: bytes) -> Mapping[str, Any]:

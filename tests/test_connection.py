@@ -31,7 +31,6 @@ from trio_sse import (
     Refused,
     Request,
     Session,
-    _connection,
     server,
 )
 from trio_sse._app_tasks import Inbox
@@ -293,7 +292,7 @@ async def test_what_follows_a_last_request_is_not_waited_for() -> None:
 async def test_a_client_that_sends_first_and_then_reads_has_its_answer(
     request_: bytes, status: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_connection, "_LINGER", 10 * FAR)  # it need not take that long
+    monkeypatch.setattr("trio_sse.server._LINGER", 10 * FAR)  # it need not take that long
     async with serving(Endpoint(Hub(), publish=True)) as running:
         baseline = Baseline()
         async with connected(running) as client:
@@ -325,7 +324,7 @@ async def test_work_after_an_answer_does_not_keep_the_connection_open() -> None:
 async def test_a_client_that_never_stops_sending_is_not_read_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_connection, "_LINGER", 0.05)
+    monkeypatch.setattr("trio_sse.server._LINGER", 0.05)
 
     async def flood(client: Client) -> None:
         while True:

@@ -9,7 +9,7 @@ what an application that has returned did not read is dropped.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast, final
+from typing import Any, Final, final
 
 import trio
 from hypercorn.config import Config
@@ -89,7 +89,14 @@ class Inbox:
 
 @final
 class AppTasks(TaskGroup):
-    """Hypercorn's tasks for one connection, but for how they receive and how they fail.
+    """Hypercorn's tasks for one connection, but for where they run and how they fail.
+
+    They are the server's own: a nursery for each connection would be two kilobytes more
+    for each stream. What fails in one ends its connection and goes no further.
+
+    Args:
+        nursery: where they run.
+        failed: is told of a failure that is not the application's own.
 
     Attributes:
         too_slow: whether the connection was cut because its client took nothing.
@@ -97,11 +104,20 @@ class AppTasks(TaskGroup):
         inbox: of the request that came last; in HTTP/1.1, the one there is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, nursery: trio.Nursery, failed: Callable[[Exception], object]) -> None:
         super().__init__()
+        self._where = nursery
+        self._failed = failed
+        self._count = 0
+        self._done: trio.Event | None = None  # made when somebody waits
         self.too_slow = False
         self.has_failed = False
-        self.inbox: Inbox
+        self.inbox: Inbox | None = None
+
+    def spawn(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run ``func`` in a task: what Hypercorn's protocols do beside the application."""
+        self._count += 1
+        self._where.start_soon(self._run, func, *args)
 
     async def spawn_app(
         self,
@@ -112,10 +128,32 @@ class AppTasks(TaskGroup):
     ) -> Callable[[Any], Awaitable[None]]:
         """Run ``app`` in a task; what to call with the messages that it is to receive."""
         inbox = self.inbox = Inbox(config.max_app_queue_size, self)
-        cast("Any", self).spawn(self._run, app, config, scope, inbox, send)
+        self._count += 1
+        self._where.start_soon(self._run_app, app, config, scope, inbox, send)
         return inbox.put
 
-    async def _run(
+    async def wait(self) -> None:
+        """Wait until all have ended."""
+        while self._count:
+            self._done = trio.Event()
+            await self._done.wait()
+
+    def _end(self, failures: list[Exception]) -> None:
+        for failure in failures:
+            self._failed(failure)
+        self._count -= 1
+        if self._done is not None and not self._count:
+            self._done.set()
+
+    async def _run(self, func: Callable[..., Awaitable[None]], *args: Any) -> None:
+        failures: list[Exception] = []
+        try:
+            with collect(failures):
+                await func(*args)
+        finally:
+            self._end(failures)
+
+    async def _run_app(
         self,
         app: Callable[..., Awaitable[None]],
         config: Config,
@@ -123,14 +161,25 @@ class AppTasks(TaskGroup):
         inbox: Inbox,
         send: Callable[[Any], Awaitable[None]],
     ) -> None:
+        of_app: list[Exception] = []
         failures: list[Exception] = []
         try:
             with collect(failures):
-                await app(scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run)
+                try:
+                    with collect(of_app):
+                        await app(
+                            scope,
+                            inbox.receive,
+                            send,
+                            trio.to_thread.run_sync,
+                            trio.from_thread.run,
+                        )
+                finally:
+                    inbox.close()
+                    for failure in of_app:
+                        self.has_failed = True
+                        # Hypercorn's logger is asynchronous in name, and never waits.
+                        await config.log.error("Error in the application", exc_info=failure)  # noqa: ASYNC102
+                await send(None)  # Hypercorn's sign that it has returned
         finally:
-            inbox.close()
-            for failure in failures:
-                self.has_failed = True
-                # Hypercorn's logger is asynchronous in name, and never waits.
-                await config.log.error("Error in the application", exc_info=failure)  # noqa: ASYNC102
-        await send(None)  # Hypercorn's sign that it has returned
+            self._end(failures)

@@ -41,8 +41,6 @@ _SEND_PIECE: Final = 1 << 16
 """Bytes; each has the send deadline to itself, so that a slow reader is not a stalled one."""
 _UNFINISHED: Final = (h11.SEND_BODY, h11.ERROR)
 """What h11 says of a client that sends more of its request, or of what it takes for one."""
-_LINGER: Final = 2.0
-"""Seconds."""
 _LOST: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 """How connections end that nobody did anything wrong with; TooSlowError is a handshake's."""
 
@@ -127,57 +125,73 @@ class Connection:
     Attributes:
         idle_since: when it began to wait for a request, if it does.
         sending_since: when it began to wait for the client to take a piece, if it does.
+        lingering_since: when it began to read and drop what comes, so that the client can
+            read the response; if it does.
     """
 
     __slots__ = (
-        "_is_ending",
+        "_failures",
+        "_handling",
         "_protocol",
-        "_reading",
         "_send_lock",
         "_server",
         "_socket",
-        "_task_group",
+        "_tasks",
         "_tls",
         "idle_since",
+        "lingering_since",
         "sending_since",
     )
 
-    def __init__(self, server: Server, sock: socket.socket, tls: TLS | None) -> None:
+    def __init__(
+        self, server: Server, tasks: trio.Nursery, sock: socket.socket, tls: TLS | None
+    ) -> None:
         self._server = server
         # Not in one of Trio's streams, if it is plain: a kilobyte less for each session.
         self._socket = sock
         self._tls = tls
-        self._send_lock = trio.Lock()
-        self._reading = trio.CancelScope()
-        self._is_ending = False  # what comes is read, and dropped
-        self._task_group = AppTasks()
-        self._protocol: ProtocolWrapper | H11Protocol
+        self._send_lock: trio.Lock | None = None  # while something is sent
+        self._handling: trio.CancelScope | None = None  # what was read last
+        self._tasks = AppTasks(tasks, self._fail)
+        self._protocol: ProtocolWrapper | H11Protocol | None = None
+        self._failures: list[Exception] = []
         self.idle_since: float | None = trio.current_time()
         self.sending_since: float | None = None
+        self.lingering_since: float | None = None
 
     async def run(self) -> None:
         """Serve the connection until it ends. Only cancellation comes out of here."""
-        failures: list[Exception] = []
         try:
-            with collect(failures):
-                await self._serve()
+            with collect(self._failures):
+                self._protocol = await self._open()
+                await self._read(self._protocol)
+            if self._failures or self.lingering_since is not None:
+                self.cut()
+            with collect(self._failures):  # the application is told, whatever has failed
+                if self._protocol is not None:
+                    await self._protocol.handle(Closed())
+            await self._tasks.wait()
         finally:
             self.cut()
-            for failure in failures:
+            self._server.forget(self)
+            for failure in self._failures:
                 # What follows from an application's failure has been logged with it.
-                if not isinstance(failure, _LOST) and not self._task_group.has_failed:
+                if not isinstance(failure, _LOST) and not self._tasks.has_failed:
                     await self._server.report(failure)  # noqa: ASYNC102  # a log line: no wait
 
-    async def _serve(self) -> None:
+    def _fail(self, failure: Exception) -> None:
+        self._failures.append(failure)
+        self.cut()
+
+    async def _open(self) -> ProtocolWrapper | H11Protocol:
         alpn = "http/1.1"
         if self._tls is not None:
             with trio.fail_after(self._server.config.ssl_handshake_timeout):
                 await self._tls.do_handshake()
             alpn = self._tls.selected_alpn_protocol() or alpn
-        async with self._task_group:
-            self._protocol = self._make_protocol(alpn)
-            await self._protocol.initiate()
-            await self._read()
+        protocol = self._make_protocol(alpn)
+        await protocol.initiate()
+        return protocol
 
     def _make_protocol(self, alpn: str) -> ProtocolWrapper | H11Protocol:
         server, sock = self._server, self._socket
@@ -187,7 +201,7 @@ class Connection:
             self._application if not ssl else server.application,
             server.config,
             server.context,
-            self._task_group,
+            self._tasks,
             ConnectionState(server.state),  # each request gets a copy
             ssl,
             parse_socket_addr(sock.family, sock.getpeername()),
@@ -201,29 +215,29 @@ class Connection:
         self, scope: Scope, receive: Receive, send: Send, *rest: Callable[..., Any]
     ) -> Awaitable[None]:
         if scope["type"] == "http":
-            direct = DirectSocket(
-                self._socket, send, self._task_group.inbox, self._server.send_timeout
-            )
+            inbox = self._tasks.inbox
+            assert inbox is not None
+            direct = DirectSocket(self._socket, send, inbox, self._server.send_timeout)
             scope["extensions"][DIRECT] = direct
         app = self._server.application
         if isinstance(app, ASGIWrapper):  # which would be one frame more for a session's life
             return app.app(scope, receive, send)  # type: ignore[arg-type]  # Hypercorn types scopes as TypedDicts
         return cast("Awaitable[None]", app(scope, receive, send, *rest))
 
-    async def _read(self) -> None:
-        with self._reading:
-            while True:
-                try:
-                    data = await self._receive()
-                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                    break
-                if not self._is_ending:
-                    await self._protocol.handle(RawData(data))
-                if not data:
-                    break
-        if self._is_ending:
-            self.cut()
-        await self._protocol.handle(Closed())
+    async def _read(self, protocol: ProtocolWrapper | H11Protocol) -> None:
+        while True:
+            try:
+                data = await self._receive()
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if self.lingering_since is None:
+                # It may wait: where requests follow one another, for a response to end,
+                # which on a closed connection would never be.
+                with trio.CancelScope() as self._handling:
+                    await protocol.handle(RawData(data))
+                self._handling = None
+            if not data:
+                return
 
     async def _receive(self) -> bytes:
         if self._tls is not None:
@@ -238,8 +252,11 @@ class Connection:
     async def _send(self, event: Event) -> None:
         """What Hypercorn's protocol calls to have its way with the connection."""
         if isinstance(event, RawData):
-            async with self._send_lock:
+            lock = self._send_lock = self._send_lock or trio.Lock()
+            async with lock:
                 await self._send_data(event.data)
+            if not lock.locked():  # nor does anybody wait for it
+                self._send_lock = None
         elif isinstance(event, Closed):
             self._end()
         elif isinstance(event, Updated):
@@ -282,13 +299,15 @@ class Connection:
         is lost with that.
         """
         http = getattr(self._protocol, "connection", None)
-        if self._is_ending or getattr(http, "their_state", None) not in _UNFINISHED:
+        if (
+            self.lingering_since is not None
+            or getattr(http, "their_state", None) not in _UNFINISHED
+        ):
             self.cut()
             return
-        self._is_ending = True
+        self.lingering_since = trio.current_time()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-        self._reading.deadline = trio.current_time() + _LINGER
 
     def cut(self, *, too_slow: bool = False) -> None:
         """Close; whoever waits on the connection is told. Idempotent.
@@ -298,11 +317,9 @@ class Connection:
         Args:
             too_slow: tell the application so, too.
         """
-        self._task_group.too_slow = self._task_group.too_slow or too_slow
+        self._tasks.too_slow = self._tasks.too_slow or too_slow
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
-        # The reader tells the application. Not every reader waits on the socket: where
-        # requests follow one another, it waits for a response to end, which on a closed
-        # connection would never be.
-        self._reading.cancel(reason="the connection was closed")
+        if self._handling is not None:
+            self._handling.cancel(reason="the connection was closed")

@@ -38,6 +38,8 @@ _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOB
 _ACCEPT_PAUSE: Final = 0.1
 _COMPLAIN_EVERY: Final = 60.0
 _LOOK_EVERY: Final = 1.0
+_LINGER: Final = 2.0
+"""Seconds that a client has to read the response to a request that it still sends."""
 _ACCEPT_BATCH: Final = 64
 _USER_TIMEOUT: Final = 60_000
 """Milliseconds that sent bytes may stay unacknowledged."""
@@ -263,31 +265,32 @@ class Server:
             tls = trio.SSLStream(
                 stream, listener.ssl_context, server_side=True, https_compatible=True
             )
-        connection = Connection(self, sock, tls)
+        connection = Connection(self, nursery, sock, tls)
         self._connections[connection] = None
-        nursery.start_soon(self._run_connection, connection)
+        nursery.start_soon(connection.run)
 
-    async def _run_connection(self, connection: Connection) -> None:
-        try:
-            await connection.run()
-        finally:
-            del self._connections[connection]
-            if not self._connections:
-                self._connection_ended.unpark_all()
+    def forget(self, connection: Connection) -> None:
+        """It has ended."""
+        del self._connections[connection]
+        if not self._connections:
+            self._connection_ended.unpark_all()
 
     async def _look_after_connections(self) -> None:
         """Cut those that let the server wait too long."""
         while True:
             await trio.sleep(_LOOK_EVERY)
             now = trio.current_time()
-            idle_before = now - self.config.keep_alive_timeout
-            stalled_before = now - self.send_timeout
             for connection in list(self._connections):
-                idle, sending = connection.idle_since, connection.sending_since
-                if sending is not None and sending < stalled_before:
+                if _is_before(connection.sending_since, now - self.send_timeout):
                     connection.cut(too_slow=True)
-                elif idle is not None and idle < idle_before:
+                elif _is_before(
+                    connection.idle_since, now - self.config.keep_alive_timeout
+                ) or _is_before(connection.lingering_since, now - _LINGER):
                     connection.cut()
+
+
+def _is_before(since: float | None, time: float) -> bool:
+    return since is not None and since < time
 
 
 @final

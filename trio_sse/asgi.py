@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol, final
 
 import trio
@@ -249,7 +250,7 @@ class Endpoint:
         ) as (session, receive_end):
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
-                direct = _direct_connection(scope, send)
+                direct = direct_connection(scope, send)
                 if direct is None:
                     await self._stream(session, receive_end, receive, send)
                 else:
@@ -306,7 +307,8 @@ def _body(data: bytes) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": True}
 
 
-def _direct_connection(scope: Scope, send: Send) -> DirectConnection | None:
+def direct_connection(scope: Scope, send: Send) -> DirectConnection | None:
+    """What the server offers for writing past ASGI, if nothing is between it and ``send``."""
     direct: DirectConnection | None = scope.get("extensions", {}).get(DIRECT)
     if direct is None or direct.send is not send or scope.get("http_version") != "1.1":
         return None
@@ -371,8 +373,10 @@ def _is_zero_quality(parameter: str) -> bool:
     return name.strip() == "q" and value.strip().rstrip("0").rstrip(".") in ("", "0")
 
 
-async def run_lifespan(hub: Hub, receive: Receive, send: Send) -> None:
-    """Keep ``hub`` open from start-up to shutdown (ASGI lifespan).
+async def run_lifespan(
+    hub: AbstractAsyncContextManager[object], receive: Receive, send: Send
+) -> None:
+    """Keep ``hub``, or what holds it, open from start-up to shutdown (ASGI lifespan).
 
     If the hub fails meanwhile this raises, and the application answers 503.
     """

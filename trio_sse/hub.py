@@ -10,8 +10,8 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType, TracebackType
@@ -25,7 +25,7 @@ from .dispatch import YIELD_EVERY, Dispatcher
 from .errors import HubClosed, Refused
 from .hooks import Hooks
 from .log import EventLog, MemoryLog
-from .outbox import OutboxLimits, OutboxReceiveEnd, Tally
+from .outbox import OutboxLimits, OutboxReceiveEnd, OutboxSendEnd, Tally, open_outbox
 from .session import EndReason, Handler, Request, Session
 from .wire import Event, encode
 
@@ -489,26 +489,76 @@ class Hub:
             HubClosed: the hub is not open.
             TypeError: ``topics`` is one string.
         """
-        try:
-            session = self._admit(request, topics, outbox)
-        except Refused:
-            self._refused += 1
-            raise
+        session = self._admit(request, topics, outbox)
         receive_end = session.receive_end
+        with self._carrying(receive_end):
+            try:
+                self._start(session, handler, resume=resume)
+                await session.wait_open()
+                yield session, receive_end
+            finally:
+                session.end(EndReason.CLIENT_LEFT)
+
+    async def start_session(
+        self, request: Request, *, handler: Handler, id: str | None = None
+    ) -> Session:
+        """Accept a client whose session is no one response's, and outlives its requests.
+
+        It lives until ``handler`` returns or it is ended. What it is sent goes through
+        streams that the handler knows of, see `open_stream`; it is subscribed to nothing,
+        and `Session.send` has nowhere to send to. Returns when it has registered; if
+        cancelled, it is ended.
+
+        Args:
+            id: for the session, in place of a random one.
+
+        Raises:
+            Refused: as for `open_session`; 409 if a session has that ``id``, which it keeps.
+            HubClosed: the hub is not open.
+        """
+        if id is not None and any(session.id == id for session in self._alive):
+            self._refused += 1
+            raise Refused(409, "there is a session with this id")
+        session = self._admit(request, (), None, id)
+        session.receive_end.close()
+        try:
+            self._start(session, handler, resume=False)
+            await session.wait_open()
+        except BaseException:
+            session.end(EndReason.CLIENT_LEFT)
+            raise
+        return session
+
+    @contextmanager
+    def open_stream(
+        self, limits: OutboxLimits
+    ) -> Generator[tuple[OutboxSendEnd, OutboxReceiveEnd], None, None]:
+        """An outbox for one response, beside those of sessions; leaving it closes both ends.
+
+        What goes through it is counted with the rest, and a drain waits until it is left.
+        """
+        send_end, receive_end = open_outbox(limits, self._tally)
+        with self._carrying(receive_end), send_end:
+            yield send_end, receive_end
+
+    @contextmanager
+    def _carrying(self, receive_end: OutboxReceiveEnd) -> Generator[None, None, None]:
+        """A request receives from it, and closes it in the end: a drain waits for that."""
         self._receive_ends[receive_end] = None
         try:
-            self._start(session, handler, resume=resume)
-            await session.wait_open()
-            yield session, receive_end
+            yield
         finally:
-            session.end(EndReason.CLIENT_LEFT)
             receive_end.close()
             del self._receive_ends[receive_end]
             if not self._receive_ends:
                 self._requests_done.unpark_all()
 
     def _admit(
-        self, request: Request, topics: Iterable[str] | None, outbox: OutboxLimits | None
+        self,
+        request: Request,
+        topics: Iterable[str] | None,
+        outbox: OutboxLimits | None,
+        id: str | None = None,
     ) -> Session:
         self.check_open()
         if isinstance(topics, str):
@@ -517,13 +567,18 @@ class Hub:
                 f"several are expected, as in open_session(topics=[{topics!r}])"
             )
         wanted = None if topics is None else frozenset(topics)
-        self._check_limits(request, wanted)
+        try:
+            self._check_limits(request, wanted)
+        except Refused:
+            self._refused += 1
+            raise
         return Session._create(  # pyright: ignore[reportPrivateUsage]  # made here, and only here
             request,
             topics=wanted,
             limits=self.outbox if outbox is None else outbox,
             tally=self._tally,
             drain_begun=self._drain_begun,
+            id=id,
         )
 
     def _check_limits(self, request: Request, topics: frozenset[str] | None) -> None:
@@ -585,7 +640,8 @@ class Hub:
             self._dispatcher.join(session)
         else:  # when it has had what it missed
             self._dispatcher.replaying[session] = None
-        self._keeper.watch(session)
+        if not session.receive_end.closed:  # it has a response of its own
+            self._keeper.watch(session)
         logger.info(
             "session %s registered from %s for %s",
             session.short_id,

@@ -346,18 +346,22 @@ class OutboxSendEnd:
 
     async def send(self, batch: Batch) -> None:
         """Deliver ``batch``, waiting until there is room. If cancelled, it was not."""
-        state = self._state
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not (
-            state.receiver_closed
-            or state.sender_closed
-            or state.room_for(len(batch.records), len(batch.data))
-        ):
-            if state.senders is None:
-                state.senders = trio.lowlevel.ParkingLot()
-            await state.senders.park()
+        await self.wait_for_room(len(batch.records), len(batch.data))
         self.put(batch)
         await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def has_room(self, events: int, size: int) -> bool:
+        """Whether so many events and bytes would fit, or nobody receives any more."""
+        state = self._state
+        return state.receiver_closed or state.sender_closed or state.room_for(events, size)
+
+    async def wait_for_room(self, events: int, size: int) -> None:
+        """Wait until that is so. It is no checkpoint if it is already."""
+        while not self.has_room(events, size):
+            if self._state.senders is None:
+                self._state.senders = trio.lowlevel.ParkingLot()
+            await self._state.senders.park()
 
     def discard(self) -> None:
         """Forget what is queued: nobody is going to read it."""
@@ -372,6 +376,10 @@ class OutboxSendEnd:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """What is queued is still received, then comes the end. Idempotent."""
         self._state.sender_closed = True
         self._state.wake_receiver()
         self._state.wake_senders()

@@ -159,7 +159,7 @@ class Session(metaclass=NoPublicConstructor):
     hub's Trio run.
 
     Attributes:
-        id: 128 random bits, as 22 URL-safe characters.
+        id: 128 random bits, as 22 URL-safe characters, unless it was given.
         request: what the client asked for.
         topics: what it is subscribed to; ``None`` means all.
         state: the application's own; the library never looks at it.
@@ -200,8 +200,9 @@ class Session(metaclass=NoPublicConstructor):
         limits: OutboxLimits,
         tally: Tally,
         drain_begun: trio.Event,
+        id: str | None = None,
     ) -> None:
-        self.id = secrets.token_urlsafe(16)
+        self.id = secrets.token_urlsafe(16) if id is None else id
         self.request = request
         self.topics = topics
         self.state: dict[str, Any] = {}

@@ -162,6 +162,7 @@ class Hub:
         self._nursery: trio.Nursery | None = None
         self._outer: trio.Nursery | None = None
         self._drain_begun = trio.Event()
+        self._drain_deadline = math.inf
         self._is_parting = False  # what is published now would reach nobody here
         self._herd = 0  # how many there were to drain, and may all come back
         self._closed = trio.Event()
@@ -284,9 +285,10 @@ class Hub:
         """What closed the hub, if that was a failure."""
         return self._failure
 
-    async def wait_draining(self) -> None:
-        """Wait until `drain` is called, by whomever."""
+    async def wait_draining(self) -> float:
+        """Wait until `drain` is called, by whomever; when it is to be over, by Trio's clock."""
         await self._drain_begun.wait()
+        return self._drain_deadline
 
     async def wait_closed(self) -> None:
         """Wait until nothing of the hub runs any more: drained, left, or failed."""
@@ -406,7 +408,7 @@ class Hub:
 
     async def _drain(self, grace: float) -> None:
         assert self._nursery is not None
-        deadline = trio.current_time() + grace
+        deadline = self._drain_deadline = trio.current_time() + grace
         self._herd = len(self._alive)
         self._drain_begun.set()
         with trio.move_on_after(grace / 2):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, cast, final
@@ -130,7 +130,7 @@ class McpApp:
     # Opening and closing.
 
     async def __aenter__(self) -> McpApp:
-        self._opened = self._core.opened()
+        self._opened = self._everything()
         await self._opened.__aenter__()
         return self
 
@@ -142,6 +142,11 @@ class McpApp:
     ) -> bool | None:
         assert self._opened is not None
         return await self._opened.__aexit__(exc_type, exc, tb)  # noqa: ASYNC102  # nothing more
+
+    @asynccontextmanager
+    async def _everything(self) -> AsyncGenerator[None, None]:
+        async with self._core.opened(), self._stateless.opened():
+            yield
 
     async def drain(self, grace: float = 10.0) -> None:
         """As `Hub.drain`: for who serves it with something else than `trio_sse.serve`.

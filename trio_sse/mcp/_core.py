@@ -28,8 +28,9 @@ class McpLimits:
         max_sessions: in all; the next one is refused with 503.
         max_body: bytes of one request's body; more are refused with 413.
         body_timeout: seconds that it may take to arrive; 408.
-        max_in_flight: requests of one session that are not answered yet, or in stateless
-            use of all clients together times ``max_sessions``; the next one gets 429.
+        max_in_flight: requests of one session that are not answered yet; the next one gets 429.
+        max_requests: requests without a session that are not answered yet, in all; 503.
+        max_listens: clients without a session that listen, in all; 503.
         max_streams: responses of one session that are event streams; the next one gets 429.
         max_kept_events: events of one session that are kept for a client that comes back
             with its last event ID; 0 keeps none, and offers no resumption.
@@ -47,6 +48,8 @@ class McpLimits:
     max_body: int = 4 << 20
     body_timeout: float = 10.0
     max_in_flight: int = 64
+    max_requests: int = 1_000
+    max_listens: int = 10_000
     max_streams: int = 64
     max_kept_events: int = 512
     max_kept_bytes: int = 1 << 20

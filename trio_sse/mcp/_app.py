@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, cast, final
+from typing import Any, Final, final
 
 from mcp.server import MCPServer
 from mcp.server.lowlevel import Server
@@ -24,7 +24,7 @@ from ._core import Core, McpLimits
 from ._exchange import Exchange
 from ._hooks import RequestHooks
 from ._legacy import LegacySse, LegacyTransport
-from ._messages import Rejected, dump, parse
+from ._messages import Rejected, dump, member, parse
 from ._metadata import ResourceMetadata
 from ._session import Fate, McpSession, notification
 from ._stateless import StatelessTransport
@@ -106,10 +106,10 @@ class McpApp:
         self.hooks = RequestHooks() if hooks is None else hooks
         self.hub = Hub() if hub is None else hub
         if isinstance(server, MCPServer):
-            server = cast("Server[Any]", server._lowlevel_server)  # pyright: ignore[reportPrivateUsage]  # it has no other way to the kernel
+            server = server._lowlevel_server  # pyright: ignore[reportPrivateUsage]  # it has no other way to the kernel
         limits = McpLimits() if limits is None else limits
         self._core = Core(server, self.hub, limits, self.hooks)
-        self._stateful = stateful if callable(stateful) else lambda _request: stateful
+        self._stateful = stateful
         self._stateless = StatelessTransport(self._core)
         self._streamable = StreamableTransport(self._core, new_session_id, answers, retry)
         self._metadata = None if resource_metadata is None else ResourceMetadata(resource_metadata)
@@ -118,8 +118,12 @@ class McpApp:
         ]
         if legacy is not None:
             transport = LegacyTransport(self._core, legacy)
+
+            async def answer_sse(exchange: Exchange, _: object) -> None:
+                await transport.answer_sse(exchange)
+
             self._routes += [
-                (_pattern(legacy.sse_path), "GET", lambda x, _: transport.answer_sse(x)),
+                (_pattern(legacy.sse_path), "GET", answer_sse),
                 (_pattern(legacy.message_path), "POST", transport.answer_message),
             ]
         self._opened: AbstractAsyncContextManager[None] | None = None
@@ -303,7 +307,9 @@ class McpApp:
         if _is_modern(version, decoded):
             await self._stateless.answer(exchange, decoded)
         elif exchange.request.method == "POST":
-            stateful = self._stateful(exchange.request)
+            stateful = self._stateful
+            if not isinstance(stateful, bool):
+                stateful = stateful(exchange.request)
             await self._streamable.answer_post(exchange, decoded, stateful=stateful)
         elif exchange.request.method == "GET":
             await self._streamable.answer_get(exchange)
@@ -318,11 +324,9 @@ def _is_modern(version: str | None, decoded: object) -> bool:
     """Whether a request is of a revision without handshake; a version that none has is told so."""
     if version is not None:
         return version not in HANDSHAKE_PROTOCOL_VERSIONS
-    match decoded:
-        case {"method": method, "params": {"_meta": {**meta}}}:
-            return method != "initialize" and PROTOCOL_VERSION_META_KEY in meta
-        case _:
-            return False
+    if member(decoded, "method") == "initialize":
+        return False
+    return member(member(member(decoded, "params"), "_meta"), PROTOCOL_VERSION_META_KEY) is not None
 
 
 def _path_here(scope: Scope) -> str:

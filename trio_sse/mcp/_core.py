@@ -48,8 +48,8 @@ class McpLimits:
     max_body: int = 4 << 20
     body_timeout: float = 10.0
     max_in_flight: int = 64
-    max_requests: int = 1_000
-    max_listens: int = 10_000
+    max_requests: int = 1024
+    max_listens: int = 1024
     max_streams: int = 64
     max_kept_events: int = 512
     max_kept_bytes: int = 1 << 20

@@ -82,7 +82,7 @@ class RequestHooks:
                 await _call(hook, call)
             result = await handle()
         except Exception as exc:
-            await _tell(self._error, call, exc)
+            await _tell(self._error, call, exc)  # noqa: ASYNC120  # cancelled, it is too late
             raise
         if self._success:
             await _tell(self._success, call, result)

@@ -16,13 +16,17 @@ from mcp_types import (
     JSONRPCResponse,
     RequestId,
 )
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ..errors import Refused
 
 _STATUS_CODES: Final = {400: INVALID_REQUEST}
 """JSON-RPC codes for HTTP statuses; others than these are in the range left to servers."""
 _SERVER_ERROR: Final = -32000
+
+_Kind = (
+    type[JSONRPCRequest] | type[JSONRPCNotification] | type[JSONRPCResponse] | type[JSONRPCError]
+)
 
 
 @final
@@ -89,13 +93,18 @@ def parse(body: bytes) -> object:
         raise Rejected(400, f"not JSON: {exc}", code=PARSE_ERROR) from None
 
 
+def member(value: object, name: str) -> object:
+    """The member ``name`` of a JSON object; ``None`` if there is none, or it is no object."""
+    return cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
+
+
 def to_message(decoded: object) -> JSONRPCMessage:
     """The JSON-RPC message that ``decoded`` is; its members say which of the four.
 
     Raises:
         Rejected: 400; it is none.
     """
-    kind: type[BaseModel] | None = None
+    kind: _Kind | None = None
     if isinstance(decoded, dict):
         if "method" in decoded:
             kind = JSONRPCRequest if "id" in decoded else JSONRPCNotification
@@ -106,7 +115,7 @@ def to_message(decoded: object) -> JSONRPCMessage:
     if kind is None:
         raise Rejected(400, "the body is no JSON-RPC message")
     try:
-        return cast("JSONRPCMessage", kind.model_validate(decoded, by_name=False))
+        return kind.model_validate(decoded, by_name=False)
     except ValidationError as exc:
         where = ".".join(str(part) for part in exc.errors()[0]["loc"])
         raise Rejected(400, f"the body is no JSON-RPC message: see {where!r}") from None

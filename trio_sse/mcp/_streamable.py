@@ -71,10 +71,11 @@ class StreamableTransport:
         check_accept(accept, "application/json")
         if self._answers != "json":
             check_accept(accept, "text/event-stream")
-        if isinstance(decoded, list):
-            messages = [to_message(item) for item in cast("list[object]", decoded)]
-        else:
-            messages = [to_message(decoded)]
+        batch = isinstance(decoded, list)
+        items: list[object] = cast("list[object]", decoded) if batch else [decoded]
+        if not items:
+            raise Rejected(400, "there is no message in the body")
+        messages = [to_message(item) for item in items]
         opens = any(isinstance(m, JSONRPCRequest) and m.method == "initialize" for m in messages)
         if any(isinstance(message, JSONRPCRequest) for message in messages):
             self._core.check_accepting()
@@ -82,15 +83,15 @@ class StreamableTransport:
             session = self._find(exchange)
             if opens:
                 raise Rejected(400, "the session is initialised already")
-            if isinstance(decoded, list) and session.protocol_version != _BATCHES:
+            if batch and session.protocol_version != _BATCHES:
                 raise Rejected(400, f"several messages at once are for {_BATCHES} alone")
             with session.held():
-                await self._answer_messages(exchange, session, messages, decoded)
+                await self._answer_messages(exchange, session, messages, batch=batch)
         elif not stateful:
-            await self._answer_stateless(exchange, messages, decoded)
+            await self._answer_stateless(exchange, messages, batch=batch)
         elif not opens:
             raise Rejected(400, "the Mcp-Session-Id header is missing")
-        elif isinstance(decoded, list):
+        elif batch:
             raise Rejected(400, "initialize comes alone")
         else:
             await self._answer_initialize(exchange, messages[0])
@@ -112,7 +113,7 @@ class StreamableTransport:
                 established = session.connection.initialize_accepted and session.is_open
                 if established:
                     told = (SESSION_ID.encode(), session.id.encode())
-                    await self._answer_call(exchange, session, stream, [message], (told,))
+                    await self._answer_call(exchange, session, stream, headers=(told,))
                 else:
                     await self._answer_json(exchange, stream, batch=False, status=400)
         finally:
@@ -130,7 +131,7 @@ class StreamableTransport:
         return session
 
     async def _answer_stateless(
-        self, exchange: Exchange, messages: Sequence[JSONRPCMessage], decoded: object
+        self, exchange: Exchange, messages: Sequence[JSONRPCMessage], *, batch: bool
     ) -> None:
         """Answer without a session that the client knows of: one that ends with the answer."""
         if not any(isinstance(message, JSONRPCRequest) for message in messages):
@@ -144,7 +145,7 @@ class StreamableTransport:
             session.connection.initialized.set()
             with session.held():
                 await self._answer_messages(
-                    exchange, session, messages, decoded, answers_come=False
+                    exchange, session, messages, batch=batch, answers_come=False
                 )
         finally:
             session.end(EndReason.HANDLER_RETURNED)
@@ -154,17 +155,15 @@ class StreamableTransport:
         exchange: Exchange,
         session: McpSession,
         messages: Sequence[JSONRPCMessage],
-        decoded: object,
         *,
+        batch: bool,
         answers_come: bool = True,
     ) -> None:
         stream = await self._hand_over(exchange, session, messages, answers_come=answers_come)
         if not any(isinstance(message, JSONRPCRequest) for message in messages):
             await exchange.answer(202)
             return
-        await self._answer_call(
-            exchange, session, stream, messages, (), batch=isinstance(decoded, list)
-        )
+        await self._answer_call(exchange, session, stream, batch=batch)
 
     async def _hand_over(
         self,
@@ -229,10 +228,9 @@ class StreamableTransport:
         exchange: Exchange,
         session: McpSession,
         stream: Stream,
-        messages: Sequence[JSONRPCMessage],
-        headers: tuple[tuple[bytes, bytes], ...],
         *,
         batch: bool = False,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         if self._answers == "json":
             await stream.wait_complete()

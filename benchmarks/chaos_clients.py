@@ -381,6 +381,7 @@ class Publisher:
         self._n = 0
         self._k = dict.fromkeys(TOPICS, 0)
         self._sock: trio.socket.SocketType | None = None
+        self._turn = trio.Lock()
 
     async def publish_for_ever(self, rate: float) -> None:
         """About ``rate`` events a second, some at once, until all is calm."""
@@ -392,6 +393,10 @@ class Publisher:
 
     async def publish(self, topic: str) -> None:
         """Publish one event, again and again until it is accepted: its key makes it one."""
+        async with self._turn:
+            await self._publish(topic)
+
+    async def _publish(self, topic: str) -> None:
         self._n += 1
         self._k[topic] += 1
         size = self._rng.choice([10, 100, 100, 100, 1000, 8000])

@@ -32,6 +32,8 @@ from mcp_types import HEADER_MISMATCH, JSONRPCNotification, JSONRPCRequest
 
 from ..asgi import check_accept, direct_connection
 from ..errors import Refused
+from ..outbox import OutboxReceiveEnd
+from ..session import EndReason, Session
 from ._call import RunningCall
 from ._core import Core
 from ._exchange import Exchange
@@ -256,7 +258,7 @@ class StatelessTransport:
         listener = Listener(message.id, self._core.server.server_info_stamp)
         serve = partial(self._serve, exchange, message, route, listener.emit)
 
-        async def run(session: Any) -> None:
+        async def run(session: Session) -> None:
             self._listeners[session.id] = listener
             try:
                 await listener.run(session, serve)
@@ -268,14 +270,7 @@ class StatelessTransport:
             async with self._core.hub.open_session(
                 exchange.request, topics=(), handler=run, resume=False
             ) as (session, receive_end):
-                direct = direct_connection(exchange.scope, exchange.send)
-                async with watched(exchange, direct, session.client_gone):
-                    try:
-                        first = await receive_end.receive()
-                    except trio.EndOfChannel:
-                        await answer(exchange, listener.outcome)
-                    else:
-                        await stream(exchange, receive_end, first=first, direct=direct)
+                await _carry(exchange, listener, session, receive_end)
         finally:
             self._listening -= 1
 
@@ -315,6 +310,28 @@ class StatelessTransport:
     def _give_up_calls(self, why: str) -> None:
         for call in list(self._calls):
             call.give_up(why)
+
+
+async def _carry(
+    exchange: Exchange, listener: Listener, session: Session, receive_end: OutboxReceiveEnd
+) -> None:
+    """Move what a listener is sent to its client; an error alone is answered as one."""
+    direct = direct_connection(exchange.scope, exchange.send)
+    try:
+        async with watched(exchange, direct, session.client_gone):
+            try:
+                first = await receive_end.receive()
+                await stream(exchange, receive_end, first=first, direct=direct)
+            except trio.EndOfChannel:  # before there was anything to stream
+                await answer(exchange, listener.outcome)
+            except trio.TooSlowError:
+                session.end(EndReason.TOO_SLOW)
+            except (trio.ClosedResourceError, OSError):
+                session.end(EndReason.CLIENT_LEFT)
+    except BaseException:
+        # Not the client's leaving, which is absorbed: the server's, or a defect.
+        session.end(EndReason.CANCELLED)
+        raise
 
 
 def _accepted(accept: str) -> tuple[bool, bool]:

@@ -14,6 +14,7 @@ from ._core import McpLimits as McpLimits
 from ._hooks import Call as Call
 from ._hooks import RequestHooks as RequestHooks
 from ._legacy import LegacySse as LegacySse
+from ._overlay import Offers as Offers
 from ._session import McpSession as McpSession
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "McpLimits",
     "McpSession",
     "Notified",
+    "Offers",
     "RequestHooks",
 ]
 _name_after(__name__, globals())

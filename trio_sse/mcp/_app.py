@@ -19,7 +19,7 @@ from .._respond import ClientGone, Headers, Receive, Scope, Send, read_body, res
 from ..asgi import SERVER, request_from_scope, run_lifespan
 from ..errors import HubClosed, Refused
 from ..hub import Hub
-from ..session import EndReason, Request
+from ..session import EndReason, Request, Session
 from ._core import Core, McpLimits
 from ._exchange import Exchange
 from ._hooks import RequestHooks
@@ -43,11 +43,13 @@ class Notified:
         sent: it is on a stream that the client has open.
         kept: it waits for the client to open one.
         lost: their sessions ended, or are not initialised yet.
+        unwanted: it is a log message below the level that they have set.
     """
 
     sent: tuple[str, ...]
     kept: tuple[str, ...]
     lost: tuple[str, ...]
+    unwanted: tuple[str, ...]
 
 
 @final
@@ -166,6 +168,14 @@ class McpApp:
         """The MCP sessions by id; a live, read-only view."""
         return MappingProxyType(self._core.sessions)
 
+    def session_of(self, session: Session) -> McpSession | None:
+        """The MCP session that a hub's session is: for the hub's hooks.
+
+        ``None`` if it is none of this application's, or of the revision without sessions.
+        """
+        found = self._core.by_request.get(id(session.request))
+        return found if found is not None and found.request is session.request else None
+
     def notify_all(
         self,
         method: str,
@@ -178,13 +188,11 @@ class McpApp:
         It goes to each client's own stream, and never waits for a client.
         """
         text = dump(notification(method, params))
-        fates: dict[Fate, list[str]] = {"sent": [], "kept": [], "lost": []}
+        fates: dict[Fate, list[str]] = {"sent": [], "kept": [], "lost": [], "unwanted": []}
         for id, session in list(self.sessions.items()):
             if where is None or where(session):
-                fates[session.notify_text(text)].append(id)
-        return Notified(
-            sent=tuple(fates["sent"]), kept=tuple(fates["kept"]), lost=tuple(fates["lost"])
-        )
+                fates[session.notify_text(method, params, text)].append(id)
+        return Notified(**{fate: tuple(ids) for fate, ids in fates.items()})
 
     def send(self, session_id: str, method: str, params: Mapping[str, Any] | None = None) -> Fate:
         """As `McpSession.notify`, by id; ``"lost"`` if there is no such session."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
+from weakref import WeakValueDictionary
 
 from mcp.server.lowlevel import Server
 
@@ -79,6 +80,7 @@ class Core:
         server: the SDK's low-level server.
         hub: where sessions live, of all transports.
         sessions: those whose kernel runs. Changed by `McpSession` alone.
+        by_request: all that there are, by the identity of the request that they keep.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Core:
         self.limits = limits
         self.hooks = hooks
         self.sessions: dict[str, McpSession] = {}
+        self.by_request: WeakValueDictionary[int, McpSession] = WeakValueDictionary()
         self._is_open = False
         self._lifespan_state: Any = None
 

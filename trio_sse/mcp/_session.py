@@ -14,11 +14,12 @@ import math
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, final
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, final
 
 import anyio
 import trio
 from mcp.server.connection import Connection
+from mcp.server.lowlevel import Server
 from mcp.server.runner import ServerRunner, aclose_shielded
 from mcp.shared.dispatcher import DispatchContext
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
@@ -29,18 +30,20 @@ from mcp_types import (
     Implementation,
     JSONRPCMessage,
     JSONRPCNotification,
+    LoggingLevel,
     RequestId,
 )
 
 from ..session import EndReason, Request, Session
 from ._hooks import Call
 from ._messages import Rejected, dump
+from ._overlay import LEVELS, Offers, SessionServer
 
 if TYPE_CHECKING:
     from ._core import Core
 
-Fate = Literal["sent", "kept", "lost"]
-"""What became of a message: on an open stream; kept for the next one; nowhere."""
+Fate = Literal["sent", "kept", "lost", "unwanted"]
+"""What became of a message: on an open stream; kept for the next one; nowhere; not wanted."""
 
 
 class Outlet(Protocol):
@@ -77,6 +80,7 @@ class McpSession:
         connection: the SDK's; its ``state`` is the application's own, and its
             ``send_request`` asks the client something.
         outlet: the transport's.
+        offers: tools, resources and prompts of this session alone.
         log_level: the least severe level of log messages that the client wants.
     """
 
@@ -90,12 +94,15 @@ class McpSession:
         self._idle = trio.CancelScope()
         self._dispatcher: JSONRPCDispatcher[TransportContext] = JSONRPCDispatcher(
             self._inbox,
-            _KernelWriter(outlet),
+            _KernelWriter(self),
             transport_builder=_transport_context,
             inline_methods=frozenset({"initialize"}),
         )
         self.request = request
         self.connection = Connection.for_loop(self._dispatcher)
+        self.offers = Offers(self.notify)
+        self.log_level: LoggingLevel = "debug"
+        core.by_request[id(request)] = self
 
     def __repr__(self) -> str:
         return f"<McpSession {self.protocol_version} {self._session!r}>"
@@ -140,14 +147,22 @@ class McpSession:
         Returns:
             ``"sent"``: it is on a stream that the client has open. ``"kept"``: it waits for
             the client to open one. ``"lost"``: the session has ended, or is not initialised.
+            ``"unwanted"``: a log message below the level that the client has set.
         """
-        return self.notify_text(dump(notification(method, params)))
+        return self.notify_text(method, params, dump(notification(method, params)))
 
-    def notify_text(self, text: str) -> Fate:
+    def notify_text(self, method: str, params: Mapping[str, Any] | None, text: str) -> Fate:
         """The same, for a notification that is JSON already."""
         if not self.is_open or not self.connection.initialize_accepted:
             return "lost"
+        if not self.wants(method, params):
+            return "unwanted"
         return self.outlet.send_nowait(text)
+
+    def wants(self, method: str, params: Mapping[str, Any] | None) -> bool:
+        """Whether a notification is none of those that the client has turned off."""
+        level = (params or {}).get("level") if method == "notifications/message" else None
+        return level not in LEVELS or LEVELS.index(level) >= LEVELS.index(self.log_level)
 
     def end(self, reason: EndReason | str) -> None:
         """As `trio_sse.Session.end`."""
@@ -161,7 +176,8 @@ class McpSession:
         self._session = session
         self.connection.session_id = session.id
         core.sessions[session.id] = self
-        runner = ServerRunner(core.server, self.connection, core.lifespan_state)
+        server = SessionServer(core.server, self.offers, self._set_log_level)
+        runner = ServerRunner(cast("Server[Any]", server), self.connection, core.lifespan_state)
         try:
             with self._idle:
                 await self._dispatcher.run(self._observed(runner), runner.on_notify)
@@ -172,6 +188,9 @@ class McpSession:
             self._inbox.close()
             self.outlet.close()
             await aclose_shielded(self.connection)  # noqa: ASYNC102  # it shields, bounded
+
+    def _set_log_level(self, level: LoggingLevel) -> None:
+        self.log_level = level
 
     async def take(self, message: JSONRPCMessage, metadata: MessageMetadata = None) -> None:
         """Hand the kernel a message of the client's; returns once it has it.
@@ -316,16 +335,20 @@ class Inbox:
 class _KernelWriter:
     """What the kernel writes to: the outlet, with anyio's errors in place of Trio's."""
 
-    def __init__(self, outlet: Outlet) -> None:
-        self._outlet = outlet
+    def __init__(self, session: McpSession) -> None:
+        self._session = session
 
     async def send(self, item: SessionMessage, /) -> None:
-        metadata = item.metadata
+        metadata, message = item.metadata, item.message
+        if isinstance(message, JSONRPCNotification) and not self._session.wants(
+            message.method, message.params
+        ):
+            return
         related = (
             metadata.related_request_id if isinstance(metadata, ServerMessageMetadata) else None
         )
         try:
-            await self._outlet.send(item.message, related)
+            await self._session.outlet.send(message, related)
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             raise anyio.ClosedResourceError from None
 

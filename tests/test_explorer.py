@@ -33,6 +33,7 @@ from trio_sse import (
     Session,
     encode,
 )
+from trio_sse._registry import Registry
 from trio_sse.asgi import Endpoint
 from trio_sse.hooks import Hooks, collect
 from trio_sse.outbox import Batch
@@ -322,7 +323,8 @@ class Life:
         hub, statistics = self.hub, self.hub.statistics()
         assert hub.state == "closed"
         assert dict(hub.sessions) == {}
-        assert (hub._alive, hub._alive_per_client, hub._receive_ends) == ({}, {}, {})
+        there = hub._registry
+        assert (there.alive, there.alive_per_client, there.receive_ends) == ({}, {}, {})
         assert hub._dispatcher._audiences._all == {}
         if "register" in self.calls:
             self.check_teardown()
@@ -553,7 +555,7 @@ class Response:
         hub, exchange = self.hub, self.exchange
         assert len(self.reasons) == self.registered <= 1
         assert dict(hub.sessions) == {}
-        assert (hub._alive, hub._receive_ends) == ({}, {})
+        assert (hub._registry.alive, hub._registry.receive_ends) == ({}, {})
         if not self.happened & {"client leaves", "client stalls", "request is cancelled"}:
             cut_off = {"started"} if "hub drains" in self.happened else set[str]()
             assert exchange.state in {"complete"} | cut_off
@@ -654,16 +656,16 @@ def mutated(function: Callable[..., Any], old: str, new: str) -> Any:
         ),
         # Something stays behind.
         (
-            Hub,
-            "_unregistered",
-            "del self._sessions[session.id]",
+            Registry,
+            "unregister",
+            "del self.sessions[session.id]",
             "pass",
             ("end() is called", "end() is called", False, False),
         ),
         (
-            Hub,
-            "_unregistered",
-            "self._dispatcher.leave(session)",
+            Registry,
+            "unregister",
+            "self.dispatcher.leave(session)",
             "pass",
             ("end() is called", "end() is called", False, False),
         ),

@@ -429,7 +429,8 @@ class TestLimits:
             await trio.sleep(1)
             await trio.testing.wait_all_tasks_blocked()
             assert dict(hub.sessions) == {}
-            assert (hub._alive, hub._alive_per_client, hub._receive_ends) == ({}, {}, {})
+            there = hub._registry
+            assert (there.alive, there.alive_per_client, there.receive_ends) == ({}, {}, {})
             assert hub._dispatcher._audiences._all == {}
 
     async def test_a_session_may_have_bounds_of_its_own(self, autojump_clock: Clock) -> None:
@@ -871,7 +872,7 @@ class TestDraining:
                     assert hub.state == "closed"
                     assert dict(hub.sessions) == {}
                     assert len(registered) == len(unregistered) <= 3
-                assert hub._alive == {}
+                assert hub._registry.alive == {}
 
         figure(str(explore(scenario, seeds=range(4))))
 

@@ -145,7 +145,7 @@ class TestKeepAlive:
                 async with hub.open_session(Request()) as (session, _):
                     pass
                 await session.wait_ended()
-            assert len(hub._keeper._due) < 1000
+            assert len(hub._registry.keeper._due) < 1000
             async with hub.open_session(Request()) as (session, _):
                 reason = await session.wait_ended()
             assert reason.kind == "deadline"

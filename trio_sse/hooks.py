@@ -148,6 +148,11 @@ class Hooks:
         if bound.cancelled_caught:
             failures.append(self._took_too_long(what, hook))
 
+    @property
+    def has_managers(self) -> bool:
+        """Whether `around_session` does anything."""
+        return bool(self._around)
+
     async def around_session(
         self,
         session: Session,

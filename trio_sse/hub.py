@@ -9,23 +9,21 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Final, Literal, final
 
 import trio
 
 from ._groups import no_lone_group
-from ._keeper import Keeper
+from ._registry import RETRY_AFTER, HubLimits, Registry, Visit
 from .dispatch import YIELD_EVERY, Dispatcher
 from .errors import HubClosed, Refused
 from .hooks import Hooks
 from .log import EventLog, MemoryLog
-from .outbox import OutboxLimits, OutboxReceiveEnd, OutboxSendEnd, Tally, open_outbox
+from .outbox import OutboxLimits, OutboxReceiveEnd, OutboxSendEnd, open_outbox
 from .session import EndReason, Handler, Request, Session
 from .wire import Event, encode
 
@@ -34,50 +32,6 @@ logger = logging.getLogger("trio_sse")
 DEFAULT_TOPIC: Final = "default"
 
 HubState = Literal["new", "open", "draining", "closed"]
-
-_RETRY_AFTER: Final = 5
-"""Seconds that a refused client is asked to wait."""
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubLimits:
-    """What a hub bounds, beside each outbox.
-
-    Args:
-        max_sessions: in all; the next one is refused with 503.
-        max_sessions_per_client: from one address; the next one is refused with 429.
-        max_topics: that one session may name.
-        max_age: seconds after which a session is ended (``deadline``); the client
-            reconnects and resumes.
-        max_idle: seconds without an event after which a session is ended.
-        keep_alive: seconds without a write after which a session gets a comment, so
-            that proxies and dead peers are noticed; ``None`` for never.
-
-    Raises:
-        ValueError: for anything not positive.
-    """
-
-    max_sessions: int | None = None
-    max_sessions_per_client: int | None = None
-    max_topics: int = 256
-    max_age: float | None = None
-    max_idle: float | None = None
-    keep_alive: float | None = 15.0
-
-    def __post_init__(self) -> None:
-        if not self.max_topics or self.max_topics < 1:
-            raise ValueError(
-                f"HubLimits(max_topics={self.max_topics}): at least 1, "
-                "as in HubLimits(max_topics=256)"
-            )
-        for name in self.__slots__:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(
-                    f"HubLimits({name}={value}): a positive, finite number, "
-                    f"or None to have no such limit, as in HubLimits({name}=None)"
-                )
 
 
 @final
@@ -166,48 +120,42 @@ class Hub:
         self._is_parting = False  # what is published now would reach nobody here
         self._herd = 0  # how many there were to drain, and may all come back
         self._closed = trio.Event()
-        # Registered sessions by id. Changed by `_registered` and `_unregistered` only.
-        self._sessions: dict[str, Session] = {}
-        # Sessions whose task is not over, registered or not, and whether their last event
-        # ID is a place in the log.
-        self._alive: dict[Session, bool] = {}
-        self._alive_per_client: Counter[str] = Counter()
-        # What requests receive from, until each is done with it.
-        self._receive_ends: dict[OutboxReceiveEnd, None] = {}
-        self._requests_done = trio.lowlevel.ParkingLot()
         self._dispatcher = Dispatcher(self.log)
-        self._keeper = Keeper(self.limits.keep_alive, self.limits.max_idle, self._sessions)
-        self._tally = Tally()
+        self._registry = Registry(
+            self._check_entry,
+            self.hooks,
+            self.limits,
+            self.outbox,
+            self._dispatcher,
+            self._drain_begun,
+        )
         self._published = 0
-        self._refused = 0
-        self._registered_count = 0
-        self._unregistered_counts: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"<Hub {self._state}, {len(self._sessions)} sessions, {self.log!r}>"
+        return f"<Hub {self._state}, {len(self.sessions)} sessions, {self.log!r}>"
 
     @property
     def sessions(self) -> Mapping[str, Session]:
         """The registered sessions by id; a live, read-only view."""
-        return MappingProxyType(self._sessions)
+        return MappingProxyType(self._registry.sessions)
 
     @property
     def state(self) -> HubState:
         return self._state
 
     def statistics(self) -> HubStatistics:
-        dispatcher, tally = self._dispatcher, self._tally
+        dispatcher, registry = self._dispatcher, self._registry
         return HubStatistics(
             state=self._state,
-            sessions=len(self._sessions),
-            registered=self._registered_count,
-            unregistered=dict(self._unregistered_counts),
-            refused=self._refused,
+            sessions=len(registry.sessions),
+            registered=registry.registered,
+            unregistered=dict(registry.unregistered),
+            refused=registry.refused,
             published=self._published,
             dispatched=dispatcher.events,
-            delivered=tally.delivered,
-            delivered_bytes=tally.delivered_bytes,
-            dropped=tally.dropped,
+            delivered=registry.tally.delivered,
+            delivered_bytes=registry.tally.delivered_bytes,
+            dropped=registry.tally.dropped,
             replayed=dispatcher.replayed,
             gaps=dispatcher.gaps,
             dispatch_passes=dispatcher.passes,
@@ -258,10 +206,11 @@ class Hub:
 
     async def _hold_parent_nursery(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as self._nursery:
+            self._registry.nursery = self._nursery
             self._dispatcher.start_at(self.log.newest)
             for service, name in (
                 (self._dispatcher.run, "dispatcher"),
-                (self._keeper.run, "keeper"),
+                (self._registry.keeper.run, "keeper"),
             ):
                 self._nursery.start_soon(self._keep_up, service, name=f"trio_sse {name}")
             self._state = "open"
@@ -309,6 +258,11 @@ class Hub:
             if self._state == "new"
             else "the hub is closed"
         )
+
+    def _check_entry(self) -> None:
+        self.check_open()
+        if self._state == "draining":
+            raise Refused(503, "the server is shutting down", retry_after=RETRY_AFTER)
 
     def _check_accepting(self) -> None:
         self.check_open()
@@ -369,7 +323,7 @@ class Hub:
 
     def end_all(self, reason: EndReason | str) -> int:
         """End every session, for ``reason``; how many that were."""
-        alive = [session for session in self._alive if session.end_reason is None]
+        alive = [session for session in self._registry.alive if session.end_reason is None]
         for session in alive:
             session.end(reason)
         return len(alive)
@@ -400,7 +354,7 @@ class Hub:
             raise HubClosed("a hub that is not open has nothing to drain")
         if self._state == "open":
             self._state = "draining"
-            logger.info("draining %d sessions", len(self._alive))
+            logger.info("draining %d sessions", len(self._registry.alive))
             # The hub's own task does it: who asked may be a session, and end by it.
             assert self._outer is not None
             self._outer.start_soon(self._drain, grace)
@@ -409,11 +363,11 @@ class Hub:
     async def _drain(self, grace: float) -> None:
         assert self._nursery is not None
         deadline = self._drain_deadline = trio.current_time() + grace
-        self._herd = len(self._alive)
+        self._herd = len(self._registry.alive)
         self._drain_begun.set()
         with trio.move_on_after(grace / 2):
             await trio.lowlevel.checkpoint()  # those who were told have heard it
-            for session in list(self._alive):
+            for session in list(self._registry.alive):
                 if session.awaits_drain:
                     await session.wait_ended()
         # From here on nothing is accepted, so that all that was accepted can be given out.
@@ -423,16 +377,15 @@ class Hub:
         with trio.move_on_at(middle):
             settled_at = await self._dispatcher.wait_settled()
         replaying = self._dispatcher.replaying
-        await self._say_goodbye([s for s in self._alive if s not in replaying], settled_at)
+        await self._say_goodbye([s for s in self._registry.alive if s not in replaying], settled_at)
         with trio.move_on_at(middle):  # who is catching up gets the rest first
             await self._dispatcher.wait_replayed()
-        await self._say_goodbye(list(self._alive), settled_at)
+        await self._say_goodbye(list(self._registry.alive), settled_at)
         for _ in range(2):  # whoever listens right now has taken it then
             await trio.lowlevel.cancel_shielded_checkpoint()
         with trio.CancelScope(deadline=deadline):
-            while self._receive_ends:
-                await self._requests_done.park()
-        for receive_end in list(self._receive_ends):
+            await self._registry.wait_carried()
+        for receive_end in list(self._registry.receive_ends):
             receive_end.close()
         self._nursery.cancel_scope.cancel(reason="drained")
 
@@ -449,7 +402,7 @@ class Hub:
         # was here before, and misses nothing.
         where = None
         position = self._dispatcher.position
-        resumes = self._alive.get(session) and self._dispatcher.has_joined(session)
+        resumes = self._registry.alive.get(session) and self._dispatcher.has_joined(session)
         if resumes and settled_at == position:  # it had all up to there
             where = self.log.place(position)
         return encode(Event(id=where, retry=self.jittered_retry(), comment="draining"))
@@ -462,8 +415,7 @@ class Hub:
 
     # Sessions.
 
-    @asynccontextmanager
-    async def open_session(
+    def open_session(
         self,
         request: Request,
         *,
@@ -471,7 +423,7 @@ class Hub:
         handler: Handler | None = None,
         outbox: OutboxLimits | None = None,
         resume: bool = True,
-    ) -> AsyncGenerator[tuple[Session, OutboxReceiveEnd], None]:
+    ) -> AbstractAsyncContextManager[tuple[Session, OutboxReceiveEnd]]:
         """Accept a client: for who writes an endpoint of their own.
 
         Entering waits until the session has registered; from then on it misses nothing.
@@ -491,15 +443,7 @@ class Hub:
             HubClosed: the hub is not open.
             TypeError: ``topics`` is one string.
         """
-        session = self._admit(request, topics, outbox)
-        receive_end = session.receive_end
-        with self._carrying(receive_end):
-            try:
-                self._start(session, handler, resume=resume)
-                await session.wait_open()
-                yield session, receive_end
-            finally:
-                session.end(EndReason.CLIENT_LEFT)
+        return Visit(self._registry, request, topics, handler, outbox, resume)
 
     async def start_session(
         self, request: Request, *, handler: Handler, id: str | None = None
@@ -518,13 +462,10 @@ class Hub:
             Refused: as for `open_session`; 409 if a session has that ``id``, which it keeps.
             HubClosed: the hub is not open.
         """
-        if id is not None and any(session.id == id for session in self._alive):
-            self._refused += 1
-            raise Refused(409, "there is a session with this id")
-        session = self._admit(request, (), None, id)
+        session = self._registry.admit(request, (), None, id)
         session.receive_end.close()
         try:
-            self._start(session, handler, resume=False)
+            self._registry.start(session, handler, resume=False, has_given_id=id is not None)
             await session.wait_open()
         except BaseException:
             session.end(EndReason.CLIENT_LEFT)
@@ -539,127 +480,6 @@ class Hub:
 
         What goes through it is counted with the rest, and a drain waits until it is left.
         """
-        send_end, receive_end = open_outbox(limits, self._tally)
-        with self._carrying(receive_end), send_end:
+        send_end, receive_end = open_outbox(limits, self._registry.tally)
+        with self._registry.carrying(receive_end), send_end:
             yield send_end, receive_end
-
-    @contextmanager
-    def _carrying(self, receive_end: OutboxReceiveEnd) -> Generator[None, None, None]:
-        """A request receives from it, and closes it in the end: a drain waits for that."""
-        self._receive_ends[receive_end] = None
-        try:
-            yield
-        finally:
-            receive_end.close()
-            del self._receive_ends[receive_end]
-            if not self._receive_ends:
-                self._requests_done.unpark_all()
-
-    def _admit(
-        self,
-        request: Request,
-        topics: Iterable[str] | None,
-        outbox: OutboxLimits | None,
-        id: str | None = None,
-    ) -> Session:
-        self.check_open()
-        if isinstance(topics, str):
-            raise TypeError(
-                f"open_session(topics={topics!r}) would be one topic for each letter; "
-                f"several are expected, as in open_session(topics=[{topics!r}])"
-            )
-        wanted = None if topics is None else frozenset(topics)
-        try:
-            self._check_limits(request, wanted)
-        except Refused:
-            self._refused += 1
-            raise
-        return Session._create(  # pyright: ignore[reportPrivateUsage]  # made here, and only here
-            request,
-            topics=wanted,
-            limits=self.outbox if outbox is None else outbox,
-            tally=self._tally,
-            drain_begun=self._drain_begun,
-            id=id,
-        )
-
-    def _check_limits(self, request: Request, topics: frozenset[str] | None) -> None:
-        limits = self.limits
-        if self._state == "draining":
-            raise Refused(503, "the server is shutting down", retry_after=_RETRY_AFTER)
-        if topics is not None and len(topics) > limits.max_topics:
-            raise Refused(400, f"{len(topics)} topics; at most {limits.max_topics} are allowed")
-        if limits.max_sessions is not None and len(self._alive) >= limits.max_sessions:
-            raise Refused(503, "no room for more sessions", retry_after=_RETRY_AFTER)
-        if (
-            limits.max_sessions_per_client is not None
-            and request.client is not None
-            and self._alive_per_client[request.client] >= limits.max_sessions_per_client
-        ):
-            raise Refused(429, "too many sessions from this address", retry_after=_RETRY_AFTER)
-
-    def _start(self, session: Session, handler: Handler | None, *, resume: bool) -> None:
-        """Start the session's task. What is counted here is uncounted when it is over."""
-        assert self._nursery is not None
-        client = session.request.client
-        last_event_id = session.request.last_event_id if resume else ""
-        self._alive[session] = resume
-        if client is not None:
-            self._alive_per_client[client] += 1
-
-        async def main(session: Session) -> None:
-            if last_event_id:
-                session.nursery.start_soon(self._dispatcher.replay, session, last_event_id)
-            if handler is None:
-                await trio.sleep_forever()
-            else:
-                await handler(session)
-
-        async def whole_life() -> None:
-            try:
-                await session.run(
-                    self.hooks,
-                    partial(self._registered, joins=not last_event_id),
-                    self._unregistered,
-                    main,
-                    math.inf if self.limits.max_age is None else self.limits.max_age,
-                )
-            finally:
-                if isinstance(session.refusal, Refused):
-                    self._refused += 1
-                del self._alive[session]
-                if client is not None:
-                    self._alive_per_client[client] -= 1
-                    if not self._alive_per_client[client]:
-                        del self._alive_per_client[client]
-
-        self._nursery.start_soon(whole_life, name=f"session {session.short_id}")
-
-    def _registered(self, session: Session, *, joins: bool) -> None:
-        self._sessions[session.id] = session
-        self._registered_count += 1
-        if joins:
-            self._dispatcher.join(session)
-        else:  # when it has had what it missed
-            self._dispatcher.replaying[session] = None
-        if not session.receive_end.closed:  # it has a response of its own
-            self._keeper.watch(session)
-        logger.info(
-            "session %s registered from %s for %s",
-            session.short_id,
-            session.request.client,
-            "all topics" if session.topics is None else sorted(session.topics),
-        )
-
-    def _unregistered(self, session: Session, reason: EndReason) -> None:
-        del self._sessions[session.id]
-        self._unregistered_counts[reason.kind] += 1
-        self._dispatcher.leave(session)
-        counts = session.statistics()
-        logger.info(
-            "session %s ended: %s, after %.1f s and %d events",
-            session.short_id,
-            reason,
-            counts.age,
-            counts.sent_events + counts.queued_events,
-        )

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Final, Literal, final
+from typing import Any, ClassVar, Final, Literal, Protocol, final
 from urllib.parse import parse_qs
 
 import trio
@@ -149,6 +149,34 @@ class SessionStatistics:
     sent_bytes: int
     dropped_events: int
     last_event_id: str
+
+
+class Home(Protocol):
+    """Whose session it is: told once each, in this order, of what becomes of it.
+
+    `registered` and `unregistered` come both or not at all; `over` always comes.
+    """
+
+    @property
+    def hooks(self) -> Hooks: ...
+
+    @property
+    def max_age(self) -> float:
+        """Seconds."""
+        ...
+
+    @property
+    def handler(self) -> Handler | None: ...
+
+    def registered(self) -> None: ...
+
+    def began(self) -> None:
+        """The session has its nursery, and nothing runs in it yet."""
+        ...
+
+    def unregistered(self, reason: EndReason) -> None: ...
+
+    def over(self) -> None: ...
 
 
 @final
@@ -335,27 +363,19 @@ class Session(metaclass=NoPublicConstructor):
 
     # What the hub does.
 
-    async def run(
-        self,
-        hooks: Hooks,
-        registered: Callable[[Session], None],
-        unregistered: Callable[[Session, EndReason], None],
-        main: Handler,
-        max_age: float,
-    ) -> None:
-        """The session's whole life, in the calling task.
-
-        ``registered`` and ``unregistered`` are called once each, or neither.
-        """
-        self.cancel_scope.deadline = trio.current_time() + max_age
-        live = partial(self._live, hooks, registered, unregistered, main)
+    async def run(self, home: Home) -> None:
+        """The session's whole life, in the calling task."""
+        self.cancel_scope.deadline = trio.current_time() + home.max_age
         try:
-            await hooks.around_session(self, live)
+            if home.hooks.has_managers:
+                await home.hooks.around_session(self, partial(self._live, home))
+            else:
+                await self._live(home)
             if self._phase == "opening":  # cut off, by the hub or by a manager
                 await trio.lowlevel.checkpoint_if_cancelled()
                 raise Refused(500, _NOT_REGISTERED)
         except Exception as exc:
-            await self._refuse(hooks, exc)
+            await self._refuse(home.hooks, exc)
         finally:
             if self._phase == "opening" and self.refusal is None:
                 self.refusal = HubClosed("the hub was closed while the session registered")
@@ -365,6 +385,7 @@ class Session(metaclass=NoPublicConstructor):
             self._set_opened()
             if self._over is not None:
                 self._over.set()
+            home.over()
 
     def _set_opened(self) -> None:
         if self._opened is not None:
@@ -382,28 +403,22 @@ class Session(metaclass=NoPublicConstructor):
                 await hooks.error(self, failure)
         self.end(EndReason("refused", str(self.refusal)))
 
-    async def _live(
-        self,
-        hooks: Hooks,
-        registered: Callable[[Session], None],
-        unregistered: Callable[[Session, EndReason], None],
-        main: Handler,
-    ) -> None:
+    async def _live(self, home: Home) -> None:
         failures: list[Exception] = []
         did_register = False
         try:
             with self._send_end:
-                await hooks.register(self)
+                await home.hooks.register(self)
                 # Registered: from here on there is one way out, and it unregisters.
                 did_register = True
                 self._phase = "open"
                 self.last_write_at = self.last_event_at = trio.current_time()
-                registered(self)
+                home.registered()
                 self._set_opened()
                 with self.cancel_scope:
                     try:
                         with collect(failures):
-                            await self._in_nursery(main)
+                            await self._in_nursery(home)
                     finally:
                         # The shield comes first: with it, the scope absorbs even a
                         # cancellation that came from above, and the rest is reached.
@@ -413,17 +428,21 @@ class Session(metaclass=NoPublicConstructor):
             if did_register:
                 assert self._end_reason is not None
                 self._phase = "ended"
-                unregistered(self, self._end_reason)
+                home.unregistered(self._end_reason)
                 # Of its own: a context manager around the session may be what is cancelled.
                 with trio.CancelScope(shield=True):  # bounded: each hook is
-                    await hooks.error(self, *failures)
+                    await home.hooks.error(self, *failures)
                     failures.clear()  # their tracebacks lead here
-                    await hooks.unregister(self, self._end_reason)
+                    await home.hooks.unregister(self, self._end_reason)
 
-    async def _in_nursery(self, main: Handler) -> None:
+    async def _in_nursery(self, home: Home) -> None:
         async with trio.open_nursery() as self._nursery:
             if self._end_reason is None:  # it may have come while hooks ran
-                await main(self)
+                home.began()
+                if home.handler is None:
+                    await trio.sleep_forever()
+                else:
+                    await home.handler(self)
             self.end(EndReason.HANDLER_RETURNED)
 
     def _settle(self, failures: list[Exception]) -> None:

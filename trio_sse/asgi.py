@@ -171,7 +171,9 @@ class Endpoint:
         request = request_from_scope(scope)
         cors = self.access.cors_headers(request.headers.get("origin"))
         try:
-            await self._answer(scope, request, receive, send, cors)
+            accepted = await self._answer(scope, request, receive, send, cors)
+            if accepted is not None:  # here, to be a frame less for the stream's life
+                await self._subscribe(scope, accepted, receive, send, [*_STREAM_HEADERS, *cors])
         except Refused as refusal:
             await respond_problem(send, refusal, headers=cors, head=scope["method"] == "HEAD")
         except HubClosed as closed:
@@ -182,7 +184,8 @@ class Endpoint:
 
     async def _answer(
         self, scope: Scope, request: Request, receive: Receive, send: Send, cors: Headers
-    ) -> None:
+    ) -> Request | None:
+        """Answer; or, if it asks for an event stream and may have it, return the request."""
         method = scope["method"]
         if method in ("GET", "HEAD"):
             check_accept(request.headers.get("accept", ""), "text/event-stream")
@@ -199,7 +202,7 @@ class Endpoint:
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 await send({"type": "http.response.body", "body": goodbye})
             else:
-                await self._subscribe(scope, request, receive, send, headers)
+                return request
         elif method == "POST" and self._may_publish:
             request = await self.access.check(scope, request)
             await self._publish(request, receive, send, cors)
@@ -214,6 +217,7 @@ class Endpoint:
                 f"{method} is not for here; try one of {self._methods}",
                 headers=(("allow", self._methods),),
             )
+        return None
 
     # Publishing.
 

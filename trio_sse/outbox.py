@@ -66,13 +66,22 @@ class OutboxLimits:
 
 @final
 class Batch:
-    """Encoded events that travel together, shared by all the sessions that get them."""
+    """Encoded events that travel together, shared by all the sessions that get them.
 
-    __slots__ = ("data", "framed", "records")
+    Attributes:
+        count: of the records.
+        size: bytes of the data.
+        last_id: of the last record; empty if there is none, or it has none.
+    """
+
+    __slots__ = ("count", "data", "framed", "last_id", "records", "size")
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
         self.data = records[0].data if len(records) == 1 else b"".join([r.data for r in records])
+        self.count = len(records)
+        self.size = len(self.data)
+        self.last_id = records[-1].id
         # What a direct writer makes of `data`; kept here so that it is made once.
         self.framed: bytes | None = None
 
@@ -85,6 +94,9 @@ class Batch:
         batch = cls.__new__(cls)
         batch.records = ()
         batch.data = data
+        batch.count = 0
+        batch.size = len(data)
+        batch.last_id = ""
         batch.framed = None
         return batch
 
@@ -194,14 +206,13 @@ class _State:
             self.senders.unpark_all()
 
     def count_delivered(self, batch: Batch) -> None:
-        records = batch.records
-        size = len(batch.data)
-        self.delivered_bytes += size
-        self.tally.delivered_bytes += size
-        if records:
-            self.delivered += len(records)
-            self.tally.delivered += len(records)
-            self.last_id = records[-1].id or self.last_id
+        tally = self.tally
+        self.delivered_bytes += batch.size
+        tally.delivered_bytes += batch.size
+        self.delivered += batch.count
+        tally.delivered += batch.count
+        if batch.last_id:
+            self.last_id = batch.last_id
 
     def take(self) -> bytes:
         """All that is queued, with word of what was dropped where it was dropped."""
@@ -315,13 +326,14 @@ class OutboxSendEnd:
             False if the policy is to end the session, or there is no end of notices.
         """
         state = self._state
-        if state.receiver_closed or state.sender_closed:
-            return True
+        # First what is most frequent: nobody waits at an end that is closed.
         if state.waiting is not None and state.writer is not None:
             state.rest = state.writer.write(batch)
             state.count_delivered(batch)
             if state.rest:
                 state.wake_receiver()
+            return True
+        if state.receiver_closed or state.sender_closed:
             return True
         if state.room_for(len(batch.records), len(batch.data)):
             state.enqueue(batch)

@@ -27,7 +27,9 @@ nox.options.default_venv_backend = os.environ.get("NOX_DEFAULT_VENV_BACKEND", "u
 nox.options.download_python = "never"
 # On a developer's machine a missing interpreter is skipped, and nox says so.
 nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
-nox.options.sessions = ["lint", "typing", "docs", "build", "tests", "coverage"]
+nox.options.sessions = ["lint", "typing", "docs", "build", "tests", "mcp", "coverage"]
+
+MCP_TESTS = ["tests/test_mcp_conformance.py", "tests/test_mcp_clients.py"]
 
 # Run in a session's environment: is it the wheel's package that gets imported there?
 IS_THE_WHEEL = """
@@ -99,26 +101,37 @@ def tests(session: nox.Session) -> None:
     """The tests, against the installed wheel, on every supported interpreter."""
     wheel = the("*.whl")
     session.install(str(wheel), *group("test"))
-    args = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
-    args += ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
-    args += ["--timeout", "120"]  # seconds: a hang is a failure with a traceback
-    args += from_root(session.posargs)
-    # A directory without sources in it: neither pytest nor a process that a test starts
-    # can import the package from the current directory.
-    run_dir = Path(session.cache_dir, "run", session.name)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    session.chdir(run_dir)
-    session.run("python", "-c", IS_THE_WHEEL, str(wheel), log=False)
+    args = [*pytest_options(), *from_root(session.posargs)]
+    leave_sources(session, wheel)
     if session.python in MEASURED and not session.posargs:
         for old in coverage_files(session.name):
             old.unlink()
         env = {"COVERAGE_FILE": str(coverage_dir() / session.name)}
         config = f"--rcfile={ROOT / 'pyproject.toml'}"
-        session.run("coverage", "run", config, "-m", "pytest", *args, env=env)
+        select = ["-m", "not mcp_real"]
+        session.run("coverage", "run", config, "-m", "pytest", *select, *args, env=env)
     elif session.posargs:
         session.run("pytest", *args)
     else:  # what takes minutes ran with coverage
-        session.run("pytest", "-m", "not exhaustive", *args)
+        session.run("pytest", "-m", "not exhaustive and not mcp_real", *args)
+
+
+@nox.session(python=PYTHONS[-1], requires=["build"])
+def mcp(session: nox.Session) -> None:
+    """`trio_sse.mcp` and what others made: the protocol's conformance suite, released clients.
+
+    ``nox -s mcp -- write`` writes the table of docs/mcp-clients.md anew.
+    """
+    wheel = the("*.whl")
+    session.install(f"{wheel}[mcp]", *group("mcp"))
+    env = {"TRIO_SSE_NODE_MODULES": str(node_modules(session))}
+    args = [*pytest_options(), "-m", "mcp_real"]
+    posargs = [*session.posargs]
+    if posargs == ["write"]:
+        env["TRIO_SSE_WRITE_PAGE"] = "yes"
+        posargs = ["tests/test_mcp_clients.py", "-n", "0"]
+    leave_sources(session, wheel)
+    session.run("pytest", *args, *from_root(posargs or MCP_TESTS), env=env)
 
 
 @nox.session
@@ -141,6 +154,44 @@ def soak(session: nox.Session) -> None:
     """
     session.install(str(the("*.whl")))
     session.run("python", str(ROOT / "benchmarks" / "chaos.py"), *session.posargs)
+
+
+def pytest_options() -> list[str]:
+    return [
+        *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)),
+        *("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"),
+        *("--timeout", "120"),  # seconds: a hang is a failure with a traceback
+    ]
+
+
+def leave_sources(session: nox.Session, wheel: Path) -> None:
+    """Go to a directory without sources, and see that the wheel's are imported there.
+
+    Neither pytest nor a process that a test starts can then import the package from the
+    current directory.
+    """
+    run_dir = Path(session.cache_dir, "run", session.name)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    session.chdir(run_dir)
+    session.run("python", "-c", IS_THE_WHEEL, str(wheel), log=False)
+
+
+def node_modules(session: nox.Session) -> Path:
+    """The programs of tests/mcp_real/package.json, installed unless they are already."""
+    wanted = ROOT / "tests" / "mcp_real"
+    folder = Path(session.cache_dir, "mcp_real").resolve()
+    lock = (wanted / "package-lock.json").read_bytes()
+    installed = folder / "installed-lock.json"
+    if not installed.is_file() or installed.read_bytes() != lock:
+        folder.mkdir(parents=True, exist_ok=True)
+        installed.unlink(missing_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            (folder / name).write_bytes((wanted / name).read_bytes())
+        quiet = ["--no-audit", "--no-fund", "--ignore-scripts"]
+        cache = ["--cache", str(folder / "cache")]
+        session.run("npm", "ci", *quiet, *cache, "--prefix", str(folder), silent=True)
+        installed.write_bytes(lock)
+    return folder / "node_modules"
 
 
 def dist_dir() -> Path:

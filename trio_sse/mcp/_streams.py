@@ -299,8 +299,8 @@ class Stream:
             await self._changed.park()
 
     async def wait_begun(self) -> None:
-        """Wait until there is something to say, or to wait for no longer."""
-        while not (self.is_complete or self.events or self.wants_response):
+        """Wait until there is something else than answers, or nothing more to come."""
+        while not (self.is_complete or self._newest > self._answers or self.wants_response):
             await self._changed.park()
 
     async def take_over(self) -> None:

@@ -108,7 +108,8 @@ class Client:
         **options: Any,
     ) -> AbstractAsyncContextManager[Stream]:
         """The same, as the response on which the answer comes."""
-        message = {"jsonrpc": "2.0", "id": next(self._ids) if id is None else id, "method": method}
+        id = next(self._ids) if id is None else id
+        message: dict[str, Any] = {"jsonrpc": "2.0", "id": id, "method": method}
         if params is not None:
             message["params"] = dict(params)
         return self._open("POST", json.dumps(message).encode(), headers or {}, **options)

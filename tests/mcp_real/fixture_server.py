@@ -242,6 +242,12 @@ async def test_wait(ctx: Context, params: types.CallToolRequestParams) -> Answer
         cancelled[argument(params, "name")].set()
 
 
+@tool("Reports progress without end, as fast as it is taken")
+async def test_flood(ctx: Context, params: types.CallToolRequestParams) -> Answer:
+    while True:
+        await ctx.session.report_progress(0, 1, "x" * 65_536)
+
+
 @tool("Answers when `test_wait` of that name was cancelled", one_string("name"))
 async def test_was_cancelled(ctx: Context, params: types.CallToolRequestParams) -> Answer:
     with trio.move_on_after(PATIENCE):

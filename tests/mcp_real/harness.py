@@ -29,6 +29,7 @@ MODULES: Final = "TRIO_SSE_NODE_MODULES"
 
 SERVED_BY: Final[dict[str, list[str]]] = {
     "trio_sse.serve": [sys.executable, "serve_fixture.py", "{bind}"],
+    "trio_sse.serve, answers as SSE": [sys.executable, "serve_fixture.py", "{bind}", "sse"],
     "hypercorn -k trio": [
         *(sys.executable, "-m", "hypercorn", "-k", "trio"),
         *("--bind", "{bind}", "serve_fixture:app"),

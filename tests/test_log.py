@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from trio_sse import Event, EventLog, KeyReused, MemoryLog
 from trio_sse.log import Cursor
+from trio_sse.log.sqlite import SqliteLog
 
 
 class Engine(NamedTuple):
@@ -36,7 +39,17 @@ async def make_memory(**bounds: int) -> AsyncIterator[EventLog]:
         yield log
 
 
-ENGINES = [Engine("memory", make_memory, cancelled_append_appends_nothing=True)]
+@asynccontextmanager
+async def make_sqlite(**bounds: int) -> AsyncIterator[EventLog]:
+    with tempfile.TemporaryDirectory() as directory:
+        async with SqliteLog(Path(directory, "events.db"), sync="off", **bounds) as log:
+            yield log
+
+
+ENGINES = [
+    Engine("memory", make_memory, cancelled_append_appends_nothing=True),
+    Engine("sqlite", make_sqlite, cancelled_append_appends_nothing=True),
+]
 
 
 @pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)

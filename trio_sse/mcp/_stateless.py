@@ -30,6 +30,7 @@ from mcp.shared.inbound import (
 from mcp.shared.subscriptions import event_from_wire
 from mcp_types import HEADER_MISMATCH, JSONRPCNotification, JSONRPCRequest
 
+from .._groups import no_lone_group
 from ..asgi import check_accept, direct_connection
 from ..errors import Refused
 from ..outbox import OutboxReceiveEnd
@@ -77,16 +78,17 @@ class StatelessTransport:
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[None, None]:
         """Look after responses; on leaving, cancel what is left, and wait until it is over."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_alive, name="trio_sse mcp keeper")
-            nursery.start_soon(self._drain, name="trio_sse mcp drain")
-            try:
-                yield
-            finally:
-                nursery.cancel_scope.cancel(reason="the MCP application is closed")
-                self._give_up_calls("the server was shut down")
-                with trio.move_on_after(_JOIN, shield=True):
-                    await self._wait_handled()
+        with no_lone_group():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_alive, name="trio_sse mcp keeper")
+                nursery.start_soon(self._drain, name="trio_sse mcp drain")
+                try:
+                    yield
+                finally:
+                    nursery.cancel_scope.cancel(reason="the MCP application is closed")
+                    self._give_up_calls("the server was shut down")
+                    with trio.move_on_after(_JOIN, shield=True):
+                        await self._wait_handled()
 
     def notify(self, method: str, params: Mapping[str, Any] | None = None) -> list[str]:
         """Give a change notification to the listeners that want it.

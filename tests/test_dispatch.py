@@ -53,6 +53,7 @@ class TestTopics:
 
         async with Hub() as hub, trio.open_nursery() as nursery:
             nursery.start_soon(client, nursery)
+            await trio.testing.wait_all_tasks_blocked()
             for event, to in [("a", ["a"]), ("b", "b"), ("ab", ("a", "b", "a"))]:
                 if not together:
                     await trio.testing.wait_all_tasks_blocked()

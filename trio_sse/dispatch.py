@@ -27,6 +27,8 @@ MAX_BACKLOG: Final = 4 * PASS_EVENTS
 """How many published events may wait for the dispatcher before publishers wait for it."""
 YIELD_EVERY: Final = 256
 """How many sessions are served before other tasks have a turn."""
+REPLAYS_AT_ONCE: Final = 4
+"""How many sessions that catch up read a page before other tasks have a turn."""
 
 Topics = frozenset[str] | None
 """What is subscribed to; ``None`` is everything."""
@@ -103,6 +105,7 @@ class Dispatcher:
 
     Attributes:
         position: every session that has joined was given what lies up to here.
+        appending: events on their way into the log; see `appended`.
         replaying: sessions that are to join, or to end, once they have had what they missed.
         events: dispatched so far.
         replayed: events that `replay` gave to sessions.
@@ -122,12 +125,14 @@ class Dispatcher:
         self.passes = 0
         self.seconds = 0.0
         self._epoch = ""
-        self._appending = 0  # events on their way into the log
+        self.appending = 0
         self._stopped = False
         self._in_pass = False
         self._turns = 0
         self._since = 0.0
         self._passed = trio.lowlevel.ParkingLot()  # who waits for the end of a pass
+        # First come, first served: a page each, however many there are.
+        self._replays = trio.Semaphore(REPLAYS_AT_ONCE)
 
     def join(self, session: Session) -> None:
         """From the next pass on, ``session`` is given what follows `position`."""
@@ -144,7 +149,7 @@ class Dispatcher:
     def _has_replayed(self, session: Session) -> None:
         self.replaying.pop(session, None)
         if not self.replaying:
-            self._passed.unpark_all()
+            self._wake()
 
     async def wait_replayed(self) -> None:
         """Wait until no session is `replaying`."""
@@ -156,20 +161,24 @@ class Dispatcher:
         self.position = position
         self._epoch = self._log.epoch
 
-    async def wait_for_room(self) -> None:
-        """Wait while publishers are too far ahead. No checkpoint if they are not.
+    @property
+    def has_room(self) -> bool:
+        """Whether publishers are not too far ahead."""
+        return self.appending + self._log.newest - self.position < MAX_BACKLOG or self._stopped
 
-        Call `appended` when the event is in the log, or will not get there.
-        """
-        while (
-            self._appending + self._log.newest - self.position >= MAX_BACKLOG and not self._stopped
-        ):
+    async def wait_for_room(self) -> None:
+        """Wait until that is so."""
+        while not self.has_room:
             await self._passed.park()
-        self._appending += 1
 
     def appended(self) -> None:
-        self._appending -= 1
-        if not self._appending:
+        """One that was `appending` is in the log, or will not get there."""
+        self.appending -= 1
+        if not self.appending:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._passed:  # which it seldom is
             self._passed.unpark_all()
 
     async def wait_settled(self) -> int:
@@ -178,7 +187,7 @@ class Dispatcher:
         Returns:
             The position up to which that is.
         """
-        while (self._appending or self._in_pass or self.position < self._log.newest) and (
+        while (self.appending or self._in_pass or self.position < self._log.newest) and (
             not self._stopped
         ):
             await self._passed.park()
@@ -196,7 +205,9 @@ class Dispatcher:
                 await self._log.wait(self.position)
                 records = _up_to(PASS_BYTES, await self._log.read(self.position, PASS_EVENTS))
                 await self._pass(records)
-                self._passed.unpark_all()
+                self._wake()
+                if self.position < self._log.newest:  # it does not wait now: others' turn
+                    await trio.lowlevel.checkpoint()
         finally:
             self._stopped = True
             self._passed.unpark_all()
@@ -237,7 +248,8 @@ class Dispatcher:
         What cannot be given is announced by an ``event: gap``. The session joins in
         the same step in which it is found to have had all that the others have had:
         there is no gap between replay and live, no duplicate, and nothing is held in
-        memory meanwhile.
+        memory meanwhile. Those who catch up take turns, so that however many they are,
+        what is new is late by a few pages at most.
         """
         replay = await self._log.replay(last_event_id)
         while True:
@@ -248,11 +260,14 @@ class Dispatcher:
                 self._has_replayed(session)
                 return
             # Up to where the others are: all up to there is in the log by then.
-            gap, records = await replay.read(PASS_EVENTS, self.position)
+            # Not held while the client is waited for, which may take long.
+            async with self._replays:
+                gap, records = await replay.read(PASS_EVENTS, self.position)
             if gap is not None:
                 self.gaps += 1
                 notice = gap_notice(gap, last_event_id, self._log)
                 await session.deliver_paced(Batch.control(notice))
+            await trio.lowlevel.checkpoint()
             heard: Sequence[Record] = [r for r in records if _concerns(r, session.topics)]
             while heard:
                 some = _up_to(PASS_BYTES, heard)

@@ -312,9 +312,11 @@ class Hub:
         if not topics:
             raise ValueError('hub.publish(event, []): to which topic? As in publish(event, "news")')
         self._check_accepting()
-        await self._dispatcher.wait_for_room()
-        try:
+        if not self._dispatcher.has_room:
+            await self._dispatcher.wait_for_room()
             self._check_accepting()
+        self._dispatcher.appending += 1
+        try:
             event_id = await self.log.append(event, topics, key=key)
         finally:
             self._dispatcher.appended()

@@ -151,9 +151,10 @@ class EventLog(Protocol):
     async def read(self, after: int, limit: int) -> Sequence[Record]:
         """Up to ``limit`` records that follow position ``after``, oldest first, at once.
 
-        Fewer if they are large, but at least one if there is one. A checkpoint. If some
-        have been trimmed already, those that are left: compare ``after`` with `trimmed`
-        after the call to know.
+        Fewer if they are large, but at least one if there is one. If some have been
+        trimmed already, those that are left: compare ``after`` with `trimmed` after the
+        call to know. What is at hand it may give without a checkpoint: it is called for
+        each event.
         """
         ...
 

@@ -22,6 +22,11 @@ class Tail:
         max_bytes: of memory, roughly; at least one record is kept whatever its size.
         start: the position before the first that will be added.
         forgotten: is called with each record that falls out.
+
+    Attributes:
+        newest: the position of the newest record, or of where there was one.
+        trimmed: the position of the newest that has fallen out.
+        bytes: of memory, roughly.
     """
 
     def __init__(
@@ -39,28 +44,26 @@ class Tail:
         # before _start is forgotten, and is cut off when it is half of the list.
         self._records: list[Record | None] = []
         self._start = 0
-        self.trimmed = start
+        self.newest = self.trimmed = start
         self.bytes = 0
         self._readers = trio.lowlevel.ParkingLot()
-
-    @property
-    def newest(self) -> int:
-        return self.trimmed + len(self._records) - self._start
 
     def add(self, record: Record) -> None:
         """Put ``record``, whose position is the next one, at the end; wakes who waits."""
         assert record.position == self.newest + 1
         self._records.append(record)
+        self.newest += 1
         self.bytes += len(record.data) + RECORD_OVERHEAD
         self._trim()
-        self._readers.unpark_all()
+        if self._readers:
+            self._readers.unpark_all()
 
     def restart(self, position: int) -> None:
         """Forget all; the next record comes after ``position``, which is not before `newest`."""
         assert position >= self.newest
         self._records.clear()
         self._start = self.bytes = 0
-        self.trimmed = position
+        self.newest = self.trimmed = position
         self._readers.unpark_all()
 
     def _trim(self) -> None:

@@ -11,7 +11,7 @@ import trio
 
 from ..errors import KeyReused
 from ..wire import Event, encode
-from ._protocol import Cursor, Record
+from ._protocol import Record
 from ._replay import SequenceReplay
 from ._tail import Tail
 
@@ -63,7 +63,7 @@ class MemoryLog:
         """Always ``None``."""
 
     def place(self, position: int) -> str:
-        return str(Cursor(self._epoch, position))
+        return f"{self._epoch}.{position}"
 
     async def append(self, event: Event, topics: Sequence[str], *, key: str | None = None) -> str:
         """As `EventLog.append`; if cancelled, the event was not appended."""
@@ -73,7 +73,7 @@ class MemoryLog:
                 raise KeyReused(key, known.id)
             return known.id
         position = self.newest + 1
-        event_id = str(Cursor(self._epoch, position))
+        event_id = f"{self._epoch}.{position}"
         record = Record(position, event_id, tuple(topics), encode(event, id=event_id))
         if key is not None:
             self._by_key[key] = record
@@ -86,7 +86,7 @@ class MemoryLog:
             del self._by_key[key]
 
     async def read(self, after: int, limit: int) -> Sequence[Record]:
-        await trio.lowlevel.checkpoint()
+        """As `EventLog.read`; never a checkpoint."""
         return self._tail.read(after, limit)
 
     async def wait(self, after: int) -> None:

@@ -14,6 +14,7 @@ PARTS: Final = {
         ("chromedriver",): "apt-get install chromium-driver",
     },
     "nginx": {("nginx",): "apt-get install nginx-light"},
+    "redis": {("redis-server", "valkey-server"): "apt-get install redis-server"},
 }
 """For each marker: the programs it stands for, under any of their names, and their source."""
 

@@ -1,0 +1,258 @@
+"""Replay: from the tail if it goes back far enough, else from Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from ._protocol import Gap, Page, Record
+from ._redis_entries import (
+    Held,
+    Vector,
+    advanced,
+    parse_place,
+    place_id,
+    vector_of,
+    with_id,
+    without_id,
+)
+from ._redis_fetch import Fetcher
+from ._redis_merge import Merge
+from ._redis_reader import Shown, look
+from ._redis_scripts import Keys
+
+
+@final
+class RedisReplay:
+    """A `Replay` by a vector, one number for each shard.
+
+    Where all of it lies before the tail, and where some of it does, the shards that are
+    behind are read from Redis, in blocks, up to where the tail begins. From there on this
+    log's own order is followed. A vector that this log never was at, because another node
+    gave it, has some of what follows already: that is left out, and what others have had
+    at that time is given at once, past ``upto`` if need be, so that there is a position
+    again up to which all was read and nothing past it.
+
+    Args:
+        merge: the log's tail.
+        fetcher: for what is older.
+        keys: of all shards.
+        max_events: that a shard keeps: what is older is gone, even if Redis still has it.
+        last_event_id: what the reader has had.
+    """
+
+    def __init__(
+        self,
+        merge: Merge,
+        fetcher: Fetcher,
+        keys: Sequence[Keys],
+        max_events: int,
+        last_event_id: str,
+    ) -> None:
+        self._merge = merge
+        self._fetcher = fetcher
+        self._keys = keys
+        self._max_events = max_events
+        self._epoch = merge.epoch
+        # What was had: all of a vector, while there is no position; else all up to that,
+        # and `_id` is the id there.
+        self._vector: Vector | None = None
+        self._id = ""
+        self.position = -1
+        place = parse_place(last_event_id, len(keys))
+        if place is not None and place[0] == merge.epoch:
+            self._vector = place[1]
+            self._settle()
+
+    def _settle(self) -> None:
+        """Have a position if there is one: in the tail, or at its beginning."""
+        merge, vector = self._merge, self._vector
+        assert vector is not None
+        if self._behind(vector) or not _covers(merge.vector, vector):
+            return
+        before, reached = merge.locate(vector)
+        if before == reached:
+            self.position = reached
+            self._id = merge.place(reached)
+
+    def _behind(self, vector: Vector) -> list[int]:
+        """The shards of which something lies before the tail that ``vector`` has not."""
+        start = self._merge.start
+        return [shard for shard, number in enumerate(vector) if number < start[shard]]
+
+    async def read(self, limit: int, upto: int) -> Page:
+        """As `Replay.read`, but for what is said above of ``upto``."""
+        gap: Gap | None = None
+        records: Sequence[Record] = []
+        while not records:
+            if self._vector is not None:
+                await self._wait_until_known()
+            if self._vector is None or self._epoch != self._merge.epoch:
+                self._epoch = self._merge.epoch
+                self._vector = await self._oldest()
+                gap = Gap("epoch", place_id(self._epoch, self._vector))
+                self.position = -1
+                self._settle()
+            if 0 <= self.position < self._merge.tail.trimmed:
+                self._vector, self.position = vector_of(self._id), -1
+            if self.position >= 0:
+                return Page(gap, self._from_tail(limit, upto))
+            if self._behind(self._vector):
+                lost, records = await self._from_redis(limit)
+                if lost is not None:
+                    gap = lost if gap is None else gap._replace(place=lost.place)
+            else:
+                records = self._missed(limit)
+            self._settle()
+        return Page(gap, records)
+
+    def _from_tail(self, limit: int, upto: int) -> Sequence[Record]:
+        if upto <= self.position:
+            return []
+        records = self._merge.tail.read(self.position, min(limit, upto - self.position))
+        if records:
+            self.position = records[-1].position
+            self._id = records[-1].id
+        return records
+
+    def _missed(self, limit: int) -> Sequence[Record]:
+        """What others had in the tail up to where all of the vector is."""
+        merge, vector = self._merge, self._vector
+        assert vector is not None
+        before, reached = merge.locate(vector)
+        here = merge.at(before)
+        found = list[Record]()
+        for record in merge.tail.read(before, reached - before):
+            there = vector_of(record.id)
+            shard = next(i for i, number in enumerate(there) if number != here[i])
+            here = there
+            if there[shard] <= vector[shard]:
+                continue
+            if len(found) == limit:
+                break
+            vector = advanced(vector, shard, there[shard])
+            event_id = place_id(merge.epoch, vector)
+            data = with_id(without_id(record.data), event_id)
+            found.append(Record(record.position, event_id, record.topics, data))
+        self._vector = vector
+        return found
+
+    async def _wait_until_known(self) -> None:
+        """Wait until this node has read all that was had, if there is such a thing at all."""
+        merge = self._merge
+        while (
+            self._epoch == merge.epoch
+            and self.position < 0
+            and self._vector is not None
+            and not _covers(merge.vector, self._vector)
+        ):
+            for shard, number in enumerate(self._vector):
+                if number > merge.vector[shard] and not await self._exists(shard, number):
+                    self._vector = None
+                    return
+            if not _covers(merge.vector, self._vector) and self._epoch == merge.epoch:
+                await merge.moved.park()
+        if self._vector is not None and self.position < 0 and self._epoch == merge.epoch:
+            self._settle()
+
+    async def _exists(self, shard: int, number: int) -> bool:
+        keys, epoch = self._keys[shard], self._merge.epochs[shard]
+        shown = await self._look(keys)
+        return bool(shown.epoch == epoch and shown.newest >= number)
+
+    async def _look(self, keys: Keys) -> Shown:
+        shown: Shown = await self._fetcher.ask(lambda link: look(link, keys))
+        return shown
+
+    def _floor(self, shard: int) -> int:
+        """The newest event of ``shard`` that is forgotten by number."""
+        return max(0, self._merge.vector[shard] - self._max_events)
+
+    async def _oldest(self) -> Vector:
+        """What was had by who has had nothing that is still held."""
+        merge = self._merge
+        epoch, start = merge.epoch, merge.start
+        found = list[int]()
+        for shard, keys in enumerate(self._keys):
+            number = start[shard]
+            if self._floor(shard) < number:
+                shown = await self._look(keys)
+                number = max(self._floor(shard), min(number, shown.oldest - 1))
+            found.append(number)
+        if merge.epoch != epoch:  # meanwhile it was another log
+            self._epoch = merge.epoch
+            return await self._oldest()
+        return tuple(map(min, found, merge.start))
+
+    async def _from_redis(self, limit: int) -> tuple[Gap | None, Sequence[Record]]:
+        """The next from before the tail, of all shards that are behind, by time."""
+        merge, vector = self._merge, self._vector
+        assert vector is not None
+        behind, start = self._behind(vector), merge.start
+        pages = list[tuple[int, Sequence[Held]]]()
+        lost = False
+        for shard in behind:
+            number = vector[shard]
+            end = start[shard]
+            had = max(number, min(self._floor(shard), end))
+            page: Sequence[Held] = await self._page(shard, had, end) if had < end else []
+            first = page[0].number - 1 if page else end
+            had = max(had, first)
+            lost = lost or had > number
+            vector = advanced(vector, shard, had)
+            pages.append((shard, page))
+        gap = Gap("trimmed", place_id(self._epoch, vector)) if lost else None
+        if self._epoch != merge.epoch:  # what was read may be of either
+            return None, []
+        records = list[Record]()
+        for shard, held in _in_order(pages)[:limit]:
+            vector = advanced(vector, shard, held.number)
+            records.append(self._record(vector, held))
+        self._vector = vector
+        return gap, records
+
+    async def _page(self, shard: int, number: int, end: int) -> Sequence[Held]:
+        """The next events of a shard, none past ``end``; none at all if there are none."""
+        merge, keys = self._merge, self._keys[shard]
+        newest = merge.vector[shard]
+        page = await self._fetcher.after(merge.epoch, keys, number, newest)
+        if not page:  # so far from the oldest that there is that it is better asked for
+            shown = await self._look(keys)
+            number = max(number, shown.oldest - 1)
+            if number < end:
+                page = await self._fetcher.after(merge.epoch, keys, number, newest)
+        if page and page[-1].number > end:
+            page = [held for held in page if held.number <= end]
+        if page and page[-1].number - page[0].number >= len(page):  # up to the first hole
+            first = page[0].number
+            page = [held for index, held in enumerate(page) if held.number == first + index]
+        return page
+
+    def _record(self, vector: Vector, held: Held) -> Record:
+        if held.record is not None:
+            return held.record
+        event_id = place_id(self._epoch, vector)
+        position = sum(vector) + self._merge.offset()
+        record = Record(position, event_id, held.topics, with_id(held.wire, event_id))
+        if len(vector) == 1:
+            held.record = record
+        return record
+
+
+def _covers(vector: Vector, other: Vector) -> bool:
+    return all(map(int.__ge__, vector, other))
+
+
+def _in_order(pages: Sequence[tuple[int, Sequence[Held]]]) -> Sequence[tuple[int, Held]]:
+    """Several shards' events by time, without changing the order within one."""
+    if len(pages) == 1:
+        [(shard, page)] = pages
+        return [(shard, held) for held in page]
+    timed = list[tuple[int, int, Held]]()
+    for shard, page in pages:
+        latest = 0
+        for held in page:
+            latest = max(latest, held.time)
+            timed.append((latest, shard, held))
+    timed.sort(key=lambda item: item[0])
+    return [(shard, held) for _, shard, held in timed]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import signal
 import socket
@@ -137,3 +138,39 @@ def output(argv: Sequence[str], *, core: Sequence[int] = (), seconds: float = 60
 def json_output(argv: Sequence[str], *, core: Sequence[int], seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(output(argv, core=core, seconds=seconds))
     return found
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are from."""
+    server, load = cores()
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "server_cores": server,
+        "load_cores": load,
+        "kernel": f"{platform.system()} {platform.release().split('-')[0]}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "load_average": os.getloadavg()[0],
+        "revision": _revision(),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _revision() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()

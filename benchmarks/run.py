@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import report
-from processes import HERE, Failed, cores
+from processes import HERE, Failed, machine
 from scenarios import SCENARIOS, Found, Scenario
 from servers import KINDS, Kind
 from sseload import built
@@ -44,7 +41,7 @@ def main() -> None:
     skipped = _skipped(kinds)
     kinds = [kind for kind in kinds if kind.name not in skipped]
     results: dict[str, Any] = {
-        "machine": _machine(),
+        "machine": machine(),
         "began": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         "quick": options.quick,
         "rounds": 1 if options.quick else options.rounds,
@@ -133,41 +130,6 @@ def _one_line(found: Found) -> str:
     )
     amiss = "".join(f" !! {problem}" for problem in found.problems)
     return figures + amiss + "".join(f" ({remark})" for remark in found.remarks)
-
-
-def _machine() -> dict[str, Any]:
-    server, load = cores()
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "server_cores": server,
-        "load_cores": load,
-        "kernel": f"{platform.system()} {platform.release().split('-')[0]}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "load_average": os.getloadavg()[0],
-        "revision": _revision(),
-    }
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _revision() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def settings() -> Iterator[Row]:
         names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
         metavar = option.make_metavar(context).replace("INTEGER RANGE", "NUMBER")
         value = "" if option.is_flag else f" *{metavar}*"
-        default = option.get_default(context)
+        default = option.show_default  # in words, where it depends on something else
+        if not isinstance(default, str):
+            default = option.get_default(context)
         yield names + value, _default(default, is_flag=option.is_flag), option.help or ""
 
 

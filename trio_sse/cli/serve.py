@@ -14,15 +14,24 @@ from typing import Any, Final, TypeVar, cast, final, get_args
 import click
 import trio
 from hypercorn.config import Config
+from hypercorn.utils import LifespanFailureError
 
 from .._access import Access
 from ..asgi import Endpoint
 from ..hooks import collect
 from ..hub import Hub, HubLimits
-from ..log import EventLog, open_log
 from ..outbox import OutboxLimits, Overflow
 from ..server import serve as serve_app
 from ..service import EVENTS_PATH, Service, report_drain
+from ._log import (
+    Optional,
+    cannot_open,
+    check_log,
+    log_options,
+    make_log,
+    try_log,
+    without_secret,
+)
 from ._logging import configure_logging
 from ._settings import load_config_file
 from ._systemd import READY, STOPPING, notify
@@ -40,20 +49,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _option(*names: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*names, show_envvar=True, **settings)
-
-
-class _Optional(click.ParamType[Any]):
-    """A positive number, or ``none`` for no limit."""
-
-    name = "number|none"
-
-    def __init__(self, number: click.ParamType[Any]) -> None:
-        self._number = number
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and value.strip().lower() == "none":
-            return None
-        return self._number.convert(value, param, ctx)
 
 
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -99,9 +94,7 @@ _COUNT = click.IntRange(min=1)
     metavar="NAME",
     help="Answer only to these host names; behind a proxy on this machine, its public name.",
 )
-@_option("--log", default="memory", help="Where events are kept: memory.")
-@_option("--log-events", type=_COUNT, default=100_000, help="Events that the log keeps.")
-@_option("--log-bytes", type=_COUNT, default=64 << 20, help="Bytes that the log keeps.")
+@log_options
 @_option("--max-sessions", type=_COUNT, help="Sessions in all.")
 @_option("--max-sessions-per-client", type=_COUNT, help="Sessions of one address.")
 @_option("--max-connections", type=_COUNT, help="Connections in all.")
@@ -109,7 +102,7 @@ _COUNT = click.IntRange(min=1)
 @_option("--max-idle", type=_SECONDS, metavar="SECONDS", help="End sessions without events.")
 @_option(
     "--keep-alive",
-    type=_Optional(_SECONDS),
+    type=Optional(_SECONDS),
     default=15.0,
     metavar="SECONDS|none",
     help="Write a comment to sessions that are silent for this long.",
@@ -124,7 +117,7 @@ _COUNT = click.IntRange(min=1)
 )
 @_option(
     "--retry",
-    type=_Optional(click.IntRange(min=0)),
+    type=Optional(click.IntRange(min=0)),
     default=2000,
     metavar="MS|none",
     help="The reconnection time that clients are told.",
@@ -148,7 +141,7 @@ _COUNT = click.IntRange(min=1)
     "--workers",
     type=_COUNT,
     default=1,
-    help="Processes. More than one needs a log that they share.",
+    help="Processes. More than one needs a log that they share: sqlite or redis.",
 )
 @_option("--log-format", type=click.Choice(["text", "json"]), default="text", help="Of log lines.")
 @_option(
@@ -184,7 +177,7 @@ def serve(**settings: Any) -> None:
     if settings["workers"] > 1:
         sys.exit(0 if _run_workers(settings) else 1)
     hub = Hub(
-        log=_open_log(settings),
+        log=make_log(settings),
         limits=HubLimits(
             max_sessions=settings["max_sessions"],
             max_sessions_per_client=settings["max_sessions_per_client"],
@@ -208,13 +201,16 @@ def serve(**settings: Any) -> None:
     service = Service(endpoint, access, console=settings["console"])
     try:
         graceful = trio.run(_run, service, settings)
+    except LifespanFailureError as exc:  # of which the hub's is the one there is
+        raise cannot_open(settings, hub.failure or exc) from exc
     except (OSError, OverflowError) as exc:
         where, why = ", ".join(settings["bind"]), getattr(exc, "strerror", None) or exc
         raise click.ClickException(
             f"cannot listen on {where}: {why}; choose another place with --bind HOST:PORT"
         ) from exc
     if hub.failure is not None:
-        raise click.ClickException(f"the hub failed, and the server stopped: {hub.failure!r}")
+        why = without_secret(repr(hub.failure), settings)
+        raise click.ClickException(f"the hub failed, and the server stopped: {why}")
     if not graceful:
         sys.exit(1)
 
@@ -231,11 +227,7 @@ def _check(settings: dict[str, Any]) -> None:
                     f"  TRIO_SSE_PUBLISH_TOKEN=... trio-sse serve --bind {bind}\n"
                     "or say that this is meant, with --no-auth"
                 )
-    if settings["workers"] > 1 and settings["log"] == "memory":
-        raise click.UsageError(
-            "several workers need a log that they share, and the memory log is each "
-            "process's own; there is no other yet: use --workers 1"
-        )
+    check_log(settings)
 
 
 def _is_local(bind: str) -> bool:
@@ -246,15 +238,6 @@ def _is_local(bind: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _open_log(settings: dict[str, Any]) -> EventLog:
-    try:
-        return open_log(
-            settings["log"], max_events=settings["log_events"], max_bytes=settings["log_bytes"]
-        )
-    except ValueError as exc:
-        raise click.UsageError(f"--log {settings['log']}: {exc}") from exc
 
 
 async def _run(service: Service, settings: dict[str, Any]) -> bool:
@@ -286,6 +269,7 @@ async def _run(service: Service, settings: dict[str, Any]) -> bool:
 
 def _run_workers(settings: dict[str, Any]) -> bool:
     """Have several processes do it; whether they all ended in good order."""
+    trio.run(try_log, settings)
     config = Config()
     config.bind = list(settings["bind"])
     config.backlog = _BACKLOG

@@ -348,7 +348,12 @@ class _KernelWriter:
             metadata.related_request_id if isinstance(metadata, ServerMessageMetadata) else None
         )
         try:
-            await self._session.outlet.send(message, related)
+            if self._session.is_open:
+                await self._session.outlet.send(message, related)
+            else:
+                # What has a place gets it; nobody waits for a client that takes nothing.
+                with trio.move_on_after(0):
+                    await self._session.outlet.send(message, related)
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             raise anyio.ClosedResourceError from None
 

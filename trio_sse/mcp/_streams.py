@@ -73,8 +73,7 @@ class Streams:
     # What the kernel's tasks do: `_session.Outlet`.
 
     async def send(self, message: JSONRPCMessage, related: RequestId | None) -> None:
-        """Give ``message`` its place: an answer always has one."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        """Give ``message`` its place: an answer always has one, if this is cancelled too."""
         if isinstance(message, JSONRPCResponse | JSONRPCError):
             call = self._calls.pop(message.id, None) if message.id is not None else None
             if call is None:

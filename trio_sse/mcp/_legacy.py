@@ -139,10 +139,10 @@ class LegacyTransport:
 
     def _find(self, exchange: Exchange) -> _Outlet:
         query = exchange.request.query
-        ids = query.get("sessionId") or query.get("session_id")
-        if not ids:
+        session_id, *_ = query.get("sessionId") or query.get("session_id") or [""]
+        if not session_id:
             raise Rejected(400, "which session? The stream's first event has the URL to post to")
-        outlet = self._outlets.get(ids[0])
+        outlet = self._outlets.get(session_id)
         if (
             outlet is None
             or not outlet.mcp_session.is_open
@@ -210,6 +210,7 @@ class _Outlet:
 
     async def send(self, message: JSONRPCMessage, related: RequestId | None) -> None:
         """As `_session.Outlet.send`. There is one stream, for all there is."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # a handler is cancelled, not told
         if not isinstance(message, JSONRPCResponse | JSONRPCError) or message.id is None:
             await self._send(dump(message))
             return

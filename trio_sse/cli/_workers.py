@@ -115,7 +115,8 @@ class Supervisor:
             began = trio.current_time()
             code = await self._run_once(address)
             if self._must_stop.is_set():
-                self._failed = self._failed or code != 0
+                # One that was not up yet dies of the signal: it had no sessions.
+                self._failed = self._failed or code not in (0, -signal.SIGTERM)
                 return
             lived = trio.current_time() - began
             wait = 0.0 if lived >= HEALTHY_AFTER else min(LONGEST_WAIT, max(FIRST_WAIT, 2 * wait))

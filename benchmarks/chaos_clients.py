@@ -20,7 +20,7 @@ _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: no FIN but RST
 _PATIENCE: Final = 30.0
 """Seconds in which whatever a client waits for has to come."""
 
-End = Literal["farewell", "cut", "left", "refused", "away"]
+End = Literal["farewell", "turned away", "cut", "left", "refused", "away"]
 
 
 @final
@@ -162,18 +162,20 @@ async def _read(
 ) -> End:
     """Read until it has had enough, or the server ends the stream."""
     chunks, decoder = Chunks(), Decoder(every_block=True)
-    farewell = False
+    greeted = farewell = False
     stay = rng.expovariate(1 / 10)
     left = trio.current_time() + stay
     data = rest
     while True:
         for event in decoder.feed(chunks.feed(data)):
-            if event.data is not None:
-                follower.take(event)
-            elif event.comment == "draining":
-                farewell = True
+            follower.take(event)
+            farewell = event.comment == "draining"
+            greeted = greeted or not farewell
+        if chunks.ended and farewell:
+            # Without a greeting it came too early for the next life of the server.
+            return "farewell" if greeted else "turned away"
         if chunks.ended:
-            return "farewell" if farewell else "cut"
+            return "cut"
         if world.all_published.is_set() and follower.is_complete:
             return "left"
         if world.calm.is_set():

@@ -104,7 +104,11 @@ class Follower:
         return f"<{self.name} of {self.topic or 'all topics'}, {where}, at {at}>"
 
     def take(self, event: Event) -> None:
-        """Check the next event of the stream."""
+        """Check the next block of the stream."""
+        if event.data is None:
+            if event.id:  # which is kept from block to block
+                self._take_place(event.id)
+            return
         if event.id is None:
             self._fail(f"an event without an id: {event}")
         elif event.type == "gap":
@@ -112,6 +116,18 @@ class Follower:
         else:
             self._take_published(event, event.id)
         self.last_id = event.id or self.last_id
+
+    def _take_place(self, event_id: str) -> None:
+        """The server says where the client is, before the first event or after the last."""
+        self.last_id = event_id
+        epoch, position = split(event_id)
+        if not self._epoch:
+            self._epoch, self._position = epoch, position
+        elif epoch != self._epoch or position < self._position:
+            self._fail(f"it was said to be at {event_id}, and is at {self._position}")
+        elif self.topic is None and position != self._position:
+            self._fail(f"it was said to be at {event_id}, and has had up to {self._position}")
+        self._position = position
 
     def _take_gap(self, event: Event, event_id: str) -> None:
         why = json.loads(event.data or "{}").get("reason")

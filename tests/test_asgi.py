@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from trio_sse import (
     Access,
+    Decoder,
     Endpoint,
     EndReason,
     Event,
@@ -99,14 +100,43 @@ async def test_an_event_stream_has_these_headers_and_no_others(hub: Hub) -> None
 
 
 @pytest.mark.parametrize(
-    ("retry", "first"), [(2000, b"retry: 2000\n\n"), (0, b"retry: 0\n\n"), (None, b":\n\n")]
+    ("retry", "first"), [(2000, b"retry: 2000\n\n"), (0, b"retry: 0\n\n"), (None, b"\n")]
 )
 async def test_the_head_and_first_bytes_come_at_once(
     hub: Hub, retry: int | None, first: bytes
 ) -> None:
+    event_id = await hub.publish(Event("older"))
+    await trio.testing.wait_all_tasks_blocked()
     async with open_stream(Endpoint(hub, retry=retry)) as stream:
         await trio.testing.wait_all_tasks_blocked()
+        assert stream.body == f"id: {event_id}\n".encode() + first
+
+
+@pytest.mark.parametrize(("retry", "first"), [(2000, b"retry: 2000\n\n"), (None, b":\n\n")])
+async def test_a_session_that_a_handler_feeds_is_given_no_place(
+    hub: Hub, retry: int | None, first: bytes
+) -> None:
+    async def handler(session: Session) -> None:
+        await trio.sleep_forever()
+
+    async with open_stream(Endpoint(hub, handler, retry=retry)) as stream:
+        await trio.testing.wait_all_tasks_blocked()
         assert stream.body == first
+    async with open_stream(Endpoint(hub, resume=False, retry=retry)) as stream:
+        await trio.testing.wait_all_tasks_blocked()
+        assert stream.body == first
+
+
+async def test_a_client_that_was_sent_nothing_can_resume(hub: Hub) -> None:
+    app = Endpoint(hub)
+    async with open_stream(app, "/?topic=a") as stream:
+        await trio.testing.wait_all_tasks_blocked()
+        decoder = Decoder()
+        assert decoder.feed(stream.body) == []
+    await hub.publish(Event("missed"), "a")
+    headers = {"last-event-id": decoder.last_event_id}
+    async with open_stream(app, "/?topic=a", headers=headers) as stream:
+        assert (await stream.receive_event()).data == "missed"
 
 
 async def test_head_has_the_headers_alone_and_makes_no_session(hub: Hub) -> None:

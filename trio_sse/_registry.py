@@ -210,6 +210,14 @@ class Registry:
             "all topics" if session.topics is None else sorted(session.topics),
         )
 
+    def tell_start(self, session: Session) -> None:
+        """It has joined, and lives on what is published: let its client know where it is.
+
+        Should the connection break before there is an event, nothing is missed.
+        """
+        if self.alive[session]:
+            session.start_after(self.dispatcher.place)
+
     def unregister(self, session: Session, reason: EndReason) -> None:
         """It is not to be heard of any more."""
         del self.sessions[session.id]
@@ -276,6 +284,8 @@ class _Stay:
 
     def registered(self) -> None:
         self._registry.register(self._session, joins=not self._last_event_id)
+        if self.handler is None and not self._last_event_id:
+            self._registry.tell_start(self._session)
 
     def began(self) -> None:
         if self._last_event_id:

@@ -141,8 +141,7 @@ class Endpoint:
         self._outbox = outbox
         self._max_body = max_body
         self._body_timeout = body_timeout
-        # Sent at once: proxies and clients then know that the stream is there.
-        self._greeting = b":\n\n" if retry is None else f"retry: {retry}\n\n".encode()
+        self._retry = retry
         self._methods = "GET, HEAD, OPTIONS" + (", POST" if publish else "")
 
     def __repr__(self) -> str:
@@ -258,7 +257,7 @@ class Endpoint:
                 if direct is None:
                     await self._stream(session, receive_end, receive, send)
                 else:
-                    await send(_body(self._greeting))
+                    await send(_body(self._greeting(receive_end)))
                     # No task is needed to hear of the client's leaving, and none to wait for.
                     direct.when_gone(session.client_gone)
                     receive_end.write_directly(direct)
@@ -267,6 +266,16 @@ class Endpoint:
                 # Not the client's leaving, which is absorbed below: the server's, or a defect.
                 session.end(EndReason.CANCELLED)
                 raise
+
+    def _greeting(self, receive_end: OutboxReceiveEnd) -> bytes:
+        """What is sent at once: proxies and clients then know that the stream is there.
+
+        With an id, a client whose connection breaks before there is an event can resume.
+        """
+        where = receive_end.last_event_id or None
+        if where is None and self._retry is None:
+            return b":\n\n"
+        return encode(Event(id=where, retry=self._retry))
 
     async def _stream(
         self, session: Session, receive_end: OutboxReceiveEnd, receive: Receive, send: Send
@@ -279,7 +288,7 @@ class Endpoint:
                 nursery.cancel_scope.cancel(reason="the client left")
 
             nursery.start_soon(watch)
-            await send(_body(self._greeting))
+            await send(_body(self._greeting(receive_end)))
             await _carry(session, receive_end, lambda data: send(_body(data)), send)
             nursery.cancel_scope.cancel(reason="the response is complete")
 

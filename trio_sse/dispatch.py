@@ -134,6 +134,11 @@ class Dispatcher:
         # First come, first served: a page each, however many there are.
         self._replays = trio.Semaphore(REPLAYS_AT_ONCE)
 
+    @property
+    def place(self) -> str:
+        """The last event ID of who has had all up to `position`."""
+        return self._log.place(self.position)
+
     def join(self, session: Session) -> None:
         """From the next pass on, ``session`` is given what follows `position`."""
         self._audiences.add(session)

@@ -163,7 +163,7 @@ class _State:
         self.delivered_bytes = 0
         self.dropped = 0
         self.told_of_drops = 0
-        self.last_id = ""  # of the newest event that left
+        self.last_id = ""  # of the newest event that left, or of what was before the first
         self.sender_closed = False
         self.receiver_closed = False
         self.writer: Writer | None = None
@@ -319,6 +319,10 @@ class OutboxSendEnd:
     def __init__(self, state: _State) -> None:
         self._state = state
 
+    def start_after(self, last_event_id: str) -> None:
+        """What is to come follows ``last_event_id``. To be called before anything is put."""
+        self._state.last_id = last_event_id
+
     def put(self, batch: Batch) -> bool:
         """Deliver ``batch``, or do with it as the overflow policy says.
 
@@ -444,6 +448,11 @@ class OutboxReceiveEnd:
     def closed(self) -> bool:
         """Whether `close` was called: nobody reads here any more."""
         return self._state.receiver_closed
+
+    @property
+    def last_event_id(self) -> str:
+        """Of the newest event that was taken, or of what was before the first."""
+        return self._state.last_id
 
     def statistics(self) -> OutboxStatistics:
         state = self._state

@@ -138,7 +138,8 @@ class SessionStatistics:
         sent_events: handed to the client's connection.
         sent_bytes: the same, comments and notices included.
         dropped_events: lost to the overflow policy, and told to the client.
-        last_event_id: of the newest event handed to the client's connection.
+        last_event_id: of the newest event handed to the client's connection, or of what
+            was before the first.
     """
 
     state: Literal["opening", "open", "ended"]
@@ -474,6 +475,10 @@ class Session(metaclass=NoPublicConstructor):
         if self.refusal is not None:
             raise self.refusal
         return self.receive_end
+
+    def start_after(self, last_event_id: str) -> None:
+        """Say what was before the first event that it will be given."""
+        self._send_end.start_after(last_event_id)
 
     def deliver(self, batch: Batch, now: float) -> None:
         """Hand over what was published; ends the session if it does not keep up."""

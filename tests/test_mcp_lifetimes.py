@@ -15,6 +15,7 @@ from test_mcp_streamable import PROGRESS, kinds, messages
 import trio_sse
 from trio_sse import EndReason, Hooks, Hub
 from trio_sse.mcp import McpApp, McpLimits
+from trio_sse.mcp._streams import Streams
 from trio_sse.mcp.testing import ACCEPT, HttpFailed, connect
 from trio_sse.testing import request
 
@@ -202,6 +203,32 @@ class TestBounds:
     def test_a_bound_is_positive(self, name: str) -> None:
         with pytest.raises(ValueError, match=name):
             McpLimits(**{name: 0})  # type: ignore[arg-type]  # one of many types
+
+
+class TestNothingIsLeft:
+    """A session that has been used a thousand times is as large as it was."""
+
+    async def test_of_messages_that_have_no_answer_and_answers_at_once(self) -> None:
+        async with serving() as (app, client, _):
+            (session,) = app.sessions.values()
+            assert isinstance(session.outlet, Streams)
+            for _ in range(100):
+                await client.post(note())
+                await client.post({"jsonrpc": "2.0", "id": 99, "result": {}})
+                await client.request("ping")
+            assert len(session.outlet) == 1
+            assert session.in_flight == 0
+
+    @pytest.mark.parametrize("kept", [0, 64])
+    async def test_of_event_streams(self, kept: int) -> None:
+        """Those that were taken give way, the oldest first; none stays where none is kept."""
+        limits = McpLimits(max_kept_events=kept)
+        async with serving(answers="sse", limits=limits) as (app, client, _):
+            (session,) = app.sessions.values()
+            assert isinstance(session.outlet, Streams)
+            for _ in range(200):
+                await client.request("ping")
+            assert len(session.outlet) <= kept + 1
 
 
 class TestPlaces:

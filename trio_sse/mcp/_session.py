@@ -219,19 +219,19 @@ class McpSession:
         """Requests that were begun and are not answered."""
         return self._in_flight
 
-    def begin_request(self) -> None:
-        """Count a request that is to be handed to the kernel. A drain waits for its answer.
+    def begin_request(self, count: int = 1) -> None:
+        """Count requests that are to be handed to the kernel. A drain waits for their answers.
 
         Raises:
             Rejected: 429; there are too many.
         """
-        if self._in_flight >= self._core.limits.max_in_flight:
+        if self._in_flight + count > self._core.limits.max_in_flight:
             raise Rejected(
                 429,
                 f"{self._in_flight} requests of this session are not answered yet",
                 headers=((b"retry-after", b"1"),),
             )
-        self._in_flight += 1
+        self._in_flight += count
         self.session.awaits_drain = True
 
     def finish_request(self) -> None:

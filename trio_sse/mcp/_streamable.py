@@ -109,6 +109,7 @@ class StreamableTransport:
         try:
             with session.held():
                 stream = await self._hand_over(exchange, session, [message])
+                assert stream is not None  # it is a request
                 await stream.wait_complete()
                 established = session.connection.initialize_accepted and session.is_open
                 if established:
@@ -160,10 +161,10 @@ class StreamableTransport:
         answers_come: bool = True,
     ) -> None:
         stream = await self._hand_over(exchange, session, messages, answers_come=answers_come)
-        if not any(isinstance(message, JSONRPCRequest) for message in messages):
+        if stream is None:
             await exchange.answer(202)
-            return
-        await self._answer_call(exchange, session, stream, batch=batch)
+        else:
+            await self._answer_call(exchange, session, stream, batch=batch)
 
     async def _hand_over(
         self,
@@ -172,23 +173,23 @@ class StreamableTransport:
         messages: Sequence[JSONRPCMessage],
         *,
         answers_come: bool = True,
-    ) -> Stream:
-        """Give the kernel ``messages``; the stream on which the answers will be."""
+    ) -> Stream | None:
+        """Give the kernel ``messages``; the stream on which the answers will be, if any."""
         streams = _streams(session)
         ids = [message.id for message in messages if isinstance(message, JSONRPCRequest)]
-        begun = 0
-        try:
-            for _ in ids:
-                session.begin_request()
-                begun += 1
+        stream = None
+        if ids:
+            streams.check_free(ids)
+            session.begin_request(len(ids))
             stream = streams.open_call(ids, session.finish_request)
-        except BaseException:
-            for _ in range(begun):
-                session.finish_request()
-            raise
         try:
             for message in messages:
-                metadata = self._metadata(exchange, session, stream, message, answers_come)
+                metadata = ServerMessageMetadata(
+                    request_context=exchange.request,
+                    can_send_request=answers_come and self._answers != "json",
+                )
+                if stream is not None and isinstance(message, JSONRPCRequest):
+                    self._add_callbacks(metadata, session, stream, message.id)
                 await session.take(_for_kernel(message), metadata)
                 if isinstance(message, JSONRPCRequest):
                     ids.remove(message.id)
@@ -197,25 +198,15 @@ class StreamableTransport:
                 streams.abandon(id)
         return stream
 
-    def _metadata(
-        self,
-        exchange: Exchange,
-        session: McpSession,
-        stream: Stream,
-        message: JSONRPCMessage,
-        answers_come: bool,
-    ) -> ServerMessageMetadata:
-        metadata = ServerMessageMetadata(
-            request_context=exchange.request,
-            can_send_request=answers_come and self._answers != "json",
-        )
-        if isinstance(message, JSONRPCRequest):
-            streams = _streams(session)
-            metadata.on_request_unanswered = partial(_answer_cancelled, streams, message.id)
-            if self._polls(session) and self._answers != "json":
-                metadata.close_sse_stream = _asynchronously(stream.part)
-                metadata.close_standalone_sse_stream = _asynchronously(streams.own.part)
-        return metadata
+    def _add_callbacks(
+        self, metadata: ServerMessageMetadata, session: McpSession, stream: Stream, id: RequestId
+    ) -> None:
+        """What the kernel may ask of the transport while it handles the request."""
+        streams = _streams(session)
+        metadata.on_request_unanswered = partial(_answer_cancelled, streams, id)
+        if self._polls(session) and self._answers != "json":
+            metadata.close_sse_stream = _asynchronously(stream.part)
+            metadata.close_standalone_sse_stream = _asynchronously(streams.own.part)
 
     def _polls(self, session: McpSession) -> bool:
         """Whether the client can be sent away to come back for the rest."""

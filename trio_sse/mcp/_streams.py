@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ class Streams:
         # By the id that the kernel was given.
         self._calls: dict[RequestId, _Call] = {}
         # Answered and read to their end, oldest first: they give way first.
-        self._done: deque[Stream] = deque()
+        self._done: list[Stream] = []  # not a deque: an empty one takes 700 bytes
         self._kept_events = 0
         self._kept_bytes = 0
 
@@ -111,21 +110,28 @@ class Streams:
         for stream in self._streams.values():
             stream.end()
 
+    def __len__(self) -> int:
+        """How many streams are known: open, or kept for who comes back."""
+        return len(self._streams)
+
     # What requests do.
 
-    def open_call(self, ids: Sequence[RequestId], answered: Callable[[], None]) -> Stream:
-        """A stream for the answers to the requests ``ids``.
+    def check_free(self, ids: Sequence[RequestId]) -> None:
+        """Do nothing if none of ``ids`` is in flight already, and none comes twice.
 
         Raises:
-            Rejected: 400; one of them is in flight already.
+            Rejected: 400.
         """
-        names = [kernel_id(id) for id in ids]
-        if len({*names}) < len(names) or not self._calls.keys().isdisjoint(names):
+        names = {kernel_id(id) for id in ids}
+        if len(names) < len(ids) or not self._calls.keys().isdisjoint(names):
             raise Rejected(400, "a request with this id is not answered yet")
+
+    def open_call(self, ids: Sequence[RequestId], answered: Callable[[], None]) -> Stream:
+        """A stream for the answers to the requests ``ids``, which are free."""
         number = next(self._numbers)
         stream = self._streams[number] = Stream(self, number, len(ids))
-        for name, id in zip(names, ids, strict=True):
-            self._calls[name] = _Call(stream, id, answered)
+        for id in ids:
+            self._calls[kernel_id(id)] = _Call(stream, id, answered)
         return stream
 
     def abandon(self, id: RequestId) -> None:
@@ -134,6 +140,8 @@ class Streams:
         if call is not None:
             call.answered()
             call.stream.unanswered -= 1
+            if call.stream.is_complete:
+                call.stream.forget()
 
     def locate(self, event_id: str) -> tuple[Stream, int]:
         """The stream that an event is of, and its number there.
@@ -196,7 +204,7 @@ class Stream:
         self._streams = streams
         self.number = number
         self.unanswered = unanswered
-        self.events: deque[tuple[int, str]] = deque()
+        self.events: list[tuple[int, str]] = []
         self.kept_bytes = 0
         self.wants_response = False
         self._newest = 0
@@ -263,7 +271,7 @@ class Stream:
         self._changed.unpark_all()
 
     def forget_oldest(self) -> None:
-        _, text = self.events.popleft()
+        _, text = self.events.pop(0)
         self.kept_bytes -= len(text)
         self._streams.count_kept(-1, -len(text))
         if not self.events and self.is_complete and not self.is_carried:

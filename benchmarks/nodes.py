@@ -263,7 +263,9 @@ class Run:
         workers = service.children()
         if len(workers) != _NODES:
             self._ledger.fail(f"there are {len(workers)} workers")
-        os.kill(self._rng.choice(workers), signal.SIGKILL)
+        victim = self._rng.choice(workers)
+        os.kill(victim, signal.SIGKILL)
+        await self._wait("the worker is still there", lambda: victim not in service.children())
         await self._wait("no worker took its place", lambda: len(service.children()) == _NODES)
 
     async def _cut_connections(self) -> None:

@@ -300,7 +300,23 @@ async def test_the_stream_greets_with_the_state_of_the_hub(
         "dropped": 0,
         "last_event_id": f"{hub.log.epoch}.1",
         "client": "",
+        "about": "",
     }
+
+
+async def test_a_hub_without_events_has_clients_and_something_to_say_of_each(
+    hub: Hub, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(stay, hub)
+    console = Console(
+        hub, Access(), clients_path='/a"b', about=lambda session: f"{session.short_id} " * 50
+    )
+    page = await request(console.answer, "GET", "/")
+    assert '<meta name="trio-sse-clients" content="a&quot;b">' in page.text
+    async with open_stream(console.answer, STREAM) as stream:
+        for row in (await next_of(stream, "status"))["sessions"]:
+            assert row["about"].startswith(f"{row['id']} {row['id']}")
+            assert len(row["about"]) == 100
 
 
 async def test_no_more_of_an_id_is_told_than_names_a_session(

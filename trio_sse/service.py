@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TextIO, final
 
 import trio
 
 from . import metrics
 from ._access import Access
-from ._respond import NO_STORE, Receive, Scope, Send, respond, respond_json, respond_problem
+from ._respond import (
+    NO_STORE,
+    ASGIApp,
+    Receive,
+    Scope,
+    Send,
+    respond,
+    respond_json,
+    respond_problem,
+)
 from .asgi import Endpoint
 from .console import Console
 from .errors import Refused
@@ -36,32 +45,53 @@ class Service:
     def __init__(self, endpoint: Endpoint, access: Access, *, console: bool = True) -> None:
         self.hub: Hub = endpoint.hub
         self._endpoint = endpoint
-        self._access = access
-        self._console = Console(self.hub, access, events_path=EVENTS_PATH) if console else None
-        self._answers: dict[str, Callable[[Scope, Receive, Send], Awaitable[None]]] = {
-            EVENTS_PATH: endpoint.answer,
-            "/healthz": self._health,
-            "/metrics": self._metrics,
-        }
+        self._watching = Watching(
+            self.hub, Console(self.hub, access, events_path=EVENTS_PATH) if console else None
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry point."""
         if scope["type"] != "http":
             await self._endpoint(scope, receive, send)
-            return
-        path = scope["path"]
-        answer = self._answers.get(path)
-        if answer is None and self._console is not None and self._console.owns(path):
-            answer = self._console.answer
-        await (answer or self._not_found)(scope, receive, send)
+        elif scope["path"] == EVENTS_PATH:
+            await self._endpoint.answer(scope, receive, send)
+        elif (watching := self._watching.find(scope["path"])) is not None:
+            await watching(scope, receive, send)
+        else:
+            known = ", ".join([EVENTS_PATH, *self._watching.paths])
+            await respond_problem(
+                send,
+                Refused(404, f"there is nothing here; there is {known}"),
+                head=scope["method"] == "HEAD",
+            )
 
-    async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
-        known = ", ".join([*self._answers, *(["/"] if self._console else [])])
-        await respond_problem(
-            send,
-            Refused(404, f"there is nothing here; there is {known}"),
-            head=scope["method"] == "HEAD",
-        )
+
+@final
+class Watching:
+    """What a service has beside what it is for: health, metrics and a console.
+
+    Args:
+        hub: what is watched.
+        console: what answers at ``/``, if anything does.
+
+    Attributes:
+        paths: where things are, to tell who is lost.
+    """
+
+    def __init__(self, hub: Hub, console: Console | None) -> None:
+        self.hub = hub
+        self._console = console
+        self._answers: dict[str, ASGIApp] = {
+            "/healthz": self._health,
+            "/metrics": self._metrics,
+        }
+        self.paths: Sequence[str] = [*self._answers, *(["/"] if console else [])]
+
+    def find(self, path: str) -> ASGIApp | None:
+        """What answers at ``path``."""
+        if self._console is not None and self._console.owns(path):
+            return self._console.answer
+        return self._answers.get(path)
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = self.hub.state

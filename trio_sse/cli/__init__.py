@@ -8,6 +8,7 @@ from io import TextIOWrapper
 import click
 
 from .listen import listen
+from .mcp_command import mcp
 from .publish import publish
 from .serve import serve
 
@@ -23,6 +24,8 @@ def main() -> None:
     And in a third:       trio-sse publish http://127.0.0.1:8000/events hello
 
     Or look at http://127.0.0.1:8000/ in a browser.
+
+    And servers of the Model Context Protocol: trio-sse mcp MODULE:SERVER
     """
     # Text goes through unharmed whatever the locale says; the wire is UTF-8.
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -33,3 +36,4 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(publish)
 main.add_command(listen)
+main.add_command(mcp)

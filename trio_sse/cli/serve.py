@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-import ipaddress
-import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Final, TypeVar, cast, final, get_args
+from collections.abc import Sequence
+from typing import Any, Final, cast, get_args
 
 import click
 import trio
@@ -18,11 +14,9 @@ from hypercorn.utils import LifespanFailureError
 
 from .._access import Access
 from ..asgi import Endpoint
-from ..hooks import collect
 from ..hub import Hub, HubLimits
 from ..outbox import OutboxLimits, Overflow
-from ..server import serve as serve_app
-from ..service import EVENTS_PATH, Service, report_drain
+from ..service import EVENTS_PATH, Service
 from ._log import (
     Optional,
     cannot_open,
@@ -33,123 +27,91 @@ from ._log import (
     without_secret,
 )
 from ._logging import configure_logging
-from ._settings import load_config_file
-from ._systemd import READY, STOPPING, notify
+from ._serving import (
+    BACKLOG,
+    COUNT,
+    SECONDS,
+    allow_host_option,
+    allow_origin_option,
+    bind_option,
+    cannot_listen,
+    certfile_option,
+    check_tls,
+    config_option,
+    console_option,
+    grace_option,
+    http2_option,
+    is_local,
+    keyfile_option,
+    log_format_option,
+    log_level_option,
+    max_connections_option,
+    option,
+    run_until_stopped,
+    send_timeout_option,
+)
 from ._workers import Supervisor
 
 ENV_PREFIX: Final = "TRIO_SSE"
-_BACKLOG: Final = 2048
 _HOOK_PATIENCE: Final = 10.0
 """Seconds that a worker has to end after its grace, before it is killed."""
-_GC_THRESHOLDS: Final = (50_000, 20, 100)
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _option(*names: str, **settings: Any) -> Callable[[F], F]:
-    return click.option(*names, show_envvar=True, **settings)
-
-
-_SECONDS = click.FloatRange(min=0, min_open=True)
-_COUNT = click.IntRange(min=1)
 
 
 @click.command(context_settings={"auto_envvar_prefix": ENV_PREFIX, "show_default": True})
-@click.option(
-    "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
-    is_eager=True,
-    expose_value=False,
-    callback=load_config_file,
-    show_envvar=True,
-    help="A TOML file with any of these settings, as in: bind = '0.0.0.0:80'",
-)
-@_option(
-    "--bind",
-    "-b",
-    multiple=True,
-    default=("127.0.0.1:8000",),
-    metavar="HOST:PORT",
-    help="Where to listen; also unix:PATH and fd://N. May be repeated.",
-)
-@_option("--certfile", type=click.Path(exists=True, dir_okay=False), help="TLS certificate chain.")
-@_option("--keyfile", type=click.Path(exists=True, dir_okay=False), help="Its private key.")
-@_option("--publish-token", help="What publishers must send. Better set in the environment.")
-@_option("--subscribe-token", help="What subscribers must send. Better set in the environment.")
-@_option(
+@config_option
+@bind_option
+@certfile_option
+@keyfile_option
+@option("--publish-token", help="What publishers must send. Better set in the environment.")
+@option("--subscribe-token", help="What subscribers must send. Better set in the environment.")
+@option(
     "--no-auth",
     is_flag=True,
     help="Let anyone publish who can connect, also from other machines.",
 )
-@_option(
-    "--allow-origin",
-    multiple=True,
-    metavar="ORIGIN",
-    help="Let pages of this web origin in, as https://example.org; '*' for any. May be repeated.",
-)
-@_option(
-    "--allow-host",
-    multiple=True,
-    metavar="NAME",
-    help="Answer only to these host names; behind a proxy on this machine, its public name.",
-)
+@allow_origin_option
+@allow_host_option
 @log_options
-@_option("--max-sessions", type=_COUNT, help="Sessions in all.")
-@_option("--max-sessions-per-client", type=_COUNT, help="Sessions of one address.")
-@_option("--max-connections", type=_COUNT, help="Connections in all.")
-@_option("--max-age", type=_SECONDS, metavar="SECONDS", help="End sessions after this time.")
-@_option("--max-idle", type=_SECONDS, metavar="SECONDS", help="End sessions without events.")
-@_option(
+@option("--max-sessions", type=COUNT, help="Sessions in all.")
+@option("--max-sessions-per-client", type=COUNT, help="Sessions of one address.")
+@max_connections_option
+@option("--max-age", type=SECONDS, metavar="SECONDS", help="End sessions after this time.")
+@option("--max-idle", type=SECONDS, metavar="SECONDS", help="End sessions without events.")
+@option(
     "--keep-alive",
-    type=Optional(_SECONDS),
+    type=Optional(SECONDS),
     default=15.0,
     metavar="SECONDS|none",
     help="Write a comment to sessions that are silent for this long.",
 )
-@_option("--queue-events", type=_COUNT, default=1024, help="Events that wait for a slow client.")
-@_option("--queue-bytes", type=_COUNT, default=1 << 20, help="Bytes that wait for one.")
-@_option(
+@option("--queue-events", type=COUNT, default=1024, help="Events that wait for a slow client.")
+@option("--queue-bytes", type=COUNT, default=1 << 20, help="Bytes that wait for one.")
+@option(
     "--overflow",
     type=click.Choice(get_args(Overflow)),
     default="close",
     help="What to do when more would have to wait.",
 )
-@_option(
+@option(
     "--retry",
     type=Optional(click.IntRange(min=0)),
     default=2000,
     metavar="MS|none",
     help="The reconnection time that clients are told.",
 )
-@_option("--max-body", type=_COUNT, default=1 << 20, help="Bytes that may be published at once.")
-@_option("--grace", type=_SECONDS, default=10.0, metavar="SECONDS", help="Time to drain in.")
-@_option(
-    "--send-timeout",
-    type=_SECONDS,
-    default=30.0,
-    metavar="SECONDS",
-    help="Cut clients that take nothing for this long.",
-)
-@_option(
-    "--http2",
-    is_flag=True,
-    help="Allow HTTP/2, without backpressure: a stalled client then costs memory without bound.",
-)
-@_option("--console/--no-console", default=True, help="Serve the console at /.")
-@_option(
+@option("--max-body", type=COUNT, default=1 << 20, help="Bytes that may be published at once.")
+@grace_option
+@send_timeout_option
+@http2_option
+@console_option
+@option(
     "--workers",
-    type=_COUNT,
+    type=COUNT,
     default=1,
     help="Processes. More than one needs a log that they share: sqlite or redis.",
 )
-@_option("--log-format", type=click.Choice(["text", "json"]), default="text", help="Of log lines.")
-@_option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    help="Log lines from this level up.",
-)
+@log_format_option
+@log_level_option
 def serve(**settings: Any) -> None:
     """Run an event hub.
 
@@ -204,10 +166,7 @@ def serve(**settings: Any) -> None:
     except LifespanFailureError as exc:  # of which the hub's is the one there is
         raise cannot_open(settings, hub.failure or exc) from exc
     except (OSError, OverflowError) as exc:
-        where, why = ", ".join(settings["bind"]), getattr(exc, "strerror", None) or exc
-        raise click.ClickException(
-            f"cannot listen on {where}: {why}; choose another place with --bind HOST:PORT"
-        ) from exc
+        raise cannot_listen(settings, exc) from exc
     if hub.failure is not None:
         why = without_secret(repr(hub.failure), settings)
         raise click.ClickException(f"the hub failed, and the server stopped: {why}")
@@ -217,11 +176,10 @@ def serve(**settings: Any) -> None:
 
 def _check(settings: dict[str, Any]) -> None:
     """Refuse what cannot work or would be a surprise."""
-    if (settings["certfile"] is None) != (settings["keyfile"] is None):
-        raise click.UsageError("TLS needs both: --certfile CERT.pem --keyfile KEY.pem")
+    check_tls(settings)
     if not settings["publish_token"] and not settings["no_auth"]:
         for bind in settings["bind"]:
-            if not _is_local(bind):
+            if not is_local(bind):
                 raise click.UsageError(
                     f"on {bind} anyone who can connect could publish. Set a token, as in\n"
                     f"  TRIO_SSE_PUBLISH_TOKEN=... trio-sse serve --bind {bind}\n"
@@ -230,41 +188,23 @@ def _check(settings: dict[str, Any]) -> None:
     check_log(settings)
 
 
-def _is_local(bind: str) -> bool:
-    if bind.startswith("unix:"):
-        return True
-    host = bind.rpartition(":")[0].strip("[]") if ":" in bind else bind
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 async def _run(service: Service, settings: dict[str, Any]) -> bool:
     """Serve until told to stop; whether every session was told goodbye."""
-    config = Config()
-    config.bind = list(settings["bind"])
-    config.certfile = settings["certfile"]
-    config.keyfile = settings["keyfile"]
-    config.backlog = _BACKLOG
-    config.errorlog = logging.getLogger("trio_sse.server")
-    failures: list[Exception] = []
-    with collect(failures):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch_drain, service.hub, settings["grace"])
-            await serve_app(
-                service,
-                config,
-                grace=settings["grace"],
-                send_timeout=settings["send_timeout"],
-                max_connections=settings["max_connections"],
-                http2=settings["http2"],
-                task_status=_Started(settings),
-            )
-            nursery.cancel_scope.cancel(reason="the server has stopped")
-    if failures:
-        raise failures[0]
-    return "cancelled" not in service.hub.statistics().unregistered
+    return await run_until_stopped(
+        service, service.hub, settings, lambda url: _greeting(url, settings)
+    )
+
+
+def _greeting(url: str, settings: dict[str, Any]) -> list[str]:
+    lines = [f"trio-sse serves {url}"]
+    if sys.stderr.isatty():
+        lines += [
+            f"  listen   trio-sse listen {url}{EVENTS_PATH}",
+            f"  publish  trio-sse publish {url}{EVENTS_PATH} hello",
+        ]
+        if settings["console"]:
+            lines.append(f"  look     {url}/")
+    return lines
 
 
 def _run_workers(settings: dict[str, Any]) -> bool:
@@ -272,7 +212,7 @@ def _run_workers(settings: dict[str, Any]) -> bool:
     trio.run(try_log, settings)
     config = Config()
     config.bind = list(settings["bind"])
-    config.backlog = _BACKLOG
+    config.backlog = BACKLOG
     sockets = config.create_sockets().insecure_sockets
     own = {**settings, "workers": 1, "bind": [f"fd://{sock.fileno()}" for sock in sockets]}
     supervisor = Supervisor(
@@ -300,37 +240,3 @@ def worker_environment(settings: dict[str, Any]) -> dict[str, str]:
         if text:
             own[f"{ENV_PREFIX}_{name.upper()}"] = text
     return {**inherited, **own}
-
-
-async def _watch_drain(hub: Hub, grace: float) -> None:
-    await hub.wait_draining()
-    notify(STOPPING)
-    await report_drain(hub, grace)
-
-
-@final
-class _Started:
-    """What to do once the server listens."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
-
-    def started(self, value: Sequence[str] | None = None) -> None:
-        for url in value or ():
-            click.echo("\n".join(self._greeting(url)), err=True)
-        notify(READY)
-        # What was made so far stays: the collector need not look at it again. And it
-        # should not look often: ten thousand sessions are a lot to look through.
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
-
-    def _greeting(self, url: str) -> list[str]:
-        lines = [f"trio-sse serves {url}"]
-        if sys.stderr.isatty():
-            lines += [
-                f"  listen   trio-sse listen {url}{EVENTS_PATH}",
-                f"  publish  trio-sse publish {url}{EVENTS_PATH} hello",
-            ]
-            if self._settings["console"]:
-                lines.append(f"  look     {url}/")
-        return lines

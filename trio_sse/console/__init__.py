@@ -7,7 +7,7 @@ end one session.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.resources import files
 from typing import Final, NamedTuple, final
@@ -84,19 +84,30 @@ class Console:
         access: who may do what; its ``allowed_origins`` are for others' pages, and do
             not count here.
         events_path: where events are published, for the page's form.
+        clients_path: for a hub that carries no events: where its clients are served. The
+            page then shows sessions only.
+        about: what to show of a session beside its client's address, in a few words.
     """
 
-    def __init__(self, hub: Hub, access: Access, *, events_path: str = "/events") -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        access: Access,
+        *,
+        events_path: str = "/events",
+        clients_path: str = "",
+        about: Callable[[Session], str] = lambda _: "",
+    ) -> None:
         self._hub = hub
         self._access = replace(access, allowed_origins=())
         self._stream = Endpoint(
             hub,
-            Feed(hub, _STREAM).follow,
+            Feed(hub, _STREAM, about).follow,
             topics=lambda _: (),
             access=self._access,
             resume=False,
         )
-        self._static = _load(events_path, access)
+        self._static = _load(events_path, clients_path, access)
 
     def __repr__(self) -> str:
         return f"<Console of {self._hub!r}>"
@@ -156,7 +167,7 @@ class Console:
         if not found and len(session_id) >= _MIN_ID:
             found = [session for id, session in sessions.items() if id.startswith(session_id)]
         if not found:
-            raise Refused(404, "there is no such session; it may have ended already")
+            raise Refused(404, "no such session in this process; it may have ended already")
         if len(found) > 1:
             raise Refused(409, f"{len(found)} sessions have ids that begin so; give more of it")
         return found[0]
@@ -172,7 +183,7 @@ def _check_method(request: Request, *allowed: str) -> None:
         )
 
 
-def _load(events_path: str, access: Access) -> Mapping[str, _Static]:
+def _load(events_path: str, clients_path: str, access: Access) -> Mapping[str, _Static]:
     """The page and its files, by path."""
     folder = files(__name__)
     # Addresses in the page are relative to it: a proxy may put all of this below a prefix.
@@ -186,6 +197,7 @@ def _load(events_path: str, access: Access) -> Mapping[str, _Static]:
     ]
     page = folder.joinpath("page.html").read_text(encoding="utf-8")
     page = page.replace("{{events}}", html.escape(events_path.lstrip("/")))
+    page = page.replace("{{clients}}", html.escape(clients_path.lstrip("/")))
     page = page.replace("{{needs}}", " ".join(needs))
     static = {
         _PREFIX + name: _Static(content_type, folder.joinpath(name).read_bytes())

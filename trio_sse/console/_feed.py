@@ -9,7 +9,7 @@ delivered: looking at a hub does not change what is seen.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Final, final
@@ -52,11 +52,13 @@ class Feed:
     Args:
         hub: what is shown.
         path: of the stream, by which consoles are told from other sessions.
+        about: what else to say of a session.
     """
 
-    def __init__(self, hub: Hub, path: str) -> None:
+    def __init__(self, hub: Hub, path: str, about: Callable[[Session], str]) -> None:
         self._hub = hub
         self._path = path
+        self._about = about
         # Made once for all consoles: the last status, when it was made and for which state
         # of the hub; and the newest events.
         self._status = b""
@@ -166,6 +168,7 @@ class Feed:
             "dropped": counts.dropped_events,
             "last_event_id": _cut(counts.last_event_id, MAX_NAME),
             "client": _cut(session.request.client or "", MAX_NAME),
+            "about": _cut(self._about(session), MAX_NAME),
         }
 
 

@@ -7,6 +7,9 @@ const meta = (name) => document.querySelector(`meta[name="${name}"]`).content;
 /** Where events are published and subscribed to, as an absolute address. */
 export const eventsUrl = new URL(meta("trio-sse-events"), document.baseURI).href;
 
+/** Where clients are served, if the hub is one without events; else empty. */
+export const clientsUrl = meta("trio-sse-clients") && new URL(meta("trio-sse-clients"), document.baseURI).href;
+
 /** Which of "subscribe" and "publish" the server asks a token for. */
 export const needs = new Set(meta("trio-sse-needs").split(" ").filter(Boolean));
 

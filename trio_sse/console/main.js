@@ -1,11 +1,17 @@
 // The page: what comes from the stream goes to where it is shown.
 
-import { byId, count, setText } from "./dom.js";
+import { byId, clientsUrl, count, setText, show } from "./dom.js";
 import { addEvent, addSkipped, tell } from "./events.js";
 import { Plot } from "./plot.js";
 import "./publish.js";
 import { setOwn, showSessions } from "./sessions.js";
 import { Stream } from "./stream.js";
+
+if (clientsUrl) {
+  for (const node of document.querySelectorAll(".events-only")) show(node, false);
+  for (const node of document.querySelectorAll(".clients-only")) show(node, true);
+  setText(byId("hint-clients"), clientsUrl);
+}
 
 const plots = {
   published: new Plot(byId("plot-published"), "Published"),

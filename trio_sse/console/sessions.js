@@ -1,23 +1,25 @@
 // The sessions, newest first, and ending one.
 
-import { byId, bytes, count, duration, element, isolated, plural, problemText, setText, show } from "./dom.js";
+import { byId, bytes, clientsUrl, count, duration, element, isolated, plural, problemText, setText, show } from "./dom.js";
 import { fetchWithToken } from "./token.js";
 
 const body = byId("session-rows");
 const rows = new Map(); // by id: { row, cells, button }
 let own = ""; // the id of this page's session
 
+// Those of the page's head: which are there depends on whether the hub has events.
 const COLUMNS = [
   ["id", "Session", ""],
   ["client", "Client", ""],
-  ["topics", "Topics", ""],
+  ["about", "Says it is", "", "clients"],
+  ["topics", "Topics", "", "events"],
   ["age", "Age", "number"],
-  ["queued", "Queued", "number"],
-  ["sent", "Sent", "number"],
-  ["dropped", "Dropped", "number"],
-  ["last", "Last event", ""],
+  ["queued", "Queued", "number", "events"],
+  ["sent", "Sent", "number", "events"],
+  ["dropped", "Dropped", "number", "events"],
+  ["last", "Last event", "", "events"],
   ["action", "", "action"],
-];
+].filter(([, , , only]) => !only || only === (clientsUrl ? "clients" : "events"));
 
 export function setOwn(id) {
   own = id;
@@ -41,7 +43,7 @@ function makeRow(session) {
     cells.id.append(" ", element("span", "tag", what));
   }
   cells.client.append(isolated(session.client || "–"));
-  cells.topics.append(...topics(session));
+  cells.topics?.append(...topics(session));
   if (session.id === own) row.classList.add("own");
   else cells.action.append(endButton(session.id));
   return { row, cells };
@@ -66,6 +68,12 @@ function endButton(id) {
 
 function update({ cells }, session) {
   setText(cells.age, duration(session.age));
+  if (clientsUrl) {
+    if (cells.about.textContent !== (session.about || "–")) {
+      cells.about.replaceChildren(isolated(session.about || "–"));
+    }
+    return;
+  }
   setText(cells.queued, count(session.queued));
   cells.queued.title = session.queued ? bytes(session.queued_bytes) : "";
   setText(cells.sent, count(session.sent));

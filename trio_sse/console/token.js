@@ -1,15 +1,16 @@
 // The tokens, and asking for them. They live as long as the tab.
 
-import { byId, needs, setText, show } from "./dom.js";
+import { byId, clientsUrl, needs, setText, show } from "./dom.js";
 
-const WHY = {
+const ONE = "Watching this server, and ending sessions, needs its token.";
+const WHY = clientsUrl ? { subscribe: ONE, publish: ONE } : {
   subscribe: "Watching this hub needs its subscribe token.",
   publish: "Publishing, and ending sessions, needs the publish token.",
 };
 const known = new Map();
 let asked = null; // { kind, then }: what the form is for, and what to do with the answer
 
-const key = (kind) => `trio_sse ${kind} token`;
+const key = (kind) => (clientsUrl ? "trio_sse token" : `trio_sse ${kind} token`);
 
 function stored(kind) {
   try {
@@ -19,7 +20,7 @@ function stored(kind) {
   }
 }
 
-export const token = (kind) => known.get(kind) ?? stored(kind);
+export const token = (kind) => known.get(key(kind)) ?? stored(kind);
 
 /** Whether the server wants a token that is not here. */
 export const lacks = (kind) => needs.has(kind) && !token(kind);
@@ -29,7 +30,7 @@ export const authorization = (kind) =>
   token(kind) ? { Authorization: `Bearer ${token(kind)}` } : {};
 
 function keep(kind, value) {
-  known.set(kind, value);
+  known.set(key(kind), value);
   try {
     sessionStorage.setItem(key(kind), value);
   } catch {

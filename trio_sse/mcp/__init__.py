@@ -15,6 +15,7 @@ from ._hooks import Call as Call
 from ._hooks import RequestHooks as RequestHooks
 from ._legacy import LegacySse as LegacySse
 from ._overlay import Offers as Offers
+from ._service import McpService as McpService
 from ._session import McpSession as McpSession
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "LegacySse",
     "McpApp",
     "McpLimits",
+    "McpService",
     "McpSession",
     "Notified",
     "Offers",

@@ -63,7 +63,8 @@ class McpApp:
     its identity) as ``ctx.request``, and the context variables that middleware has set.
 
     Args:
-        server: the SDK's, either kind.
+        server: the SDK's, either kind. Its tools, resources and so on are served; what an
+            ``MCPServer`` has of HTTP itself, as custom routes, is not.
         path: where, below the place it is mounted at; ``{name}`` stands for any one segment.
         hub: where sessions live; by default one of its own. One that is not open is opened.
         access: who may ask. By default only pages of the same origin and, on a loopback
@@ -85,7 +86,7 @@ class McpApp:
 
     Raises:
         ValueError: ``path`` does not begin with a slash, or is no pattern; ``resource`` is
-            missing.
+            missing; the server has authorisation of its own, which would not be asked.
     """
 
     def __init__(  # noqa: PLR0913  # all but one by name, each with its default
@@ -108,6 +109,7 @@ class McpApp:
         self.hooks = RequestHooks() if hooks is None else hooks
         self.hub = Hub() if hub is None else hub
         if isinstance(server, MCPServer):
+            _check_auth(server)
             server = server._lowlevel_server  # pyright: ignore[reportPrivateUsage]  # it has no other way to the kernel
         limits = McpLimits() if limits is None else limits
         self._core = Core(server, self.hub, limits, self.hooks)
@@ -130,8 +132,13 @@ class McpApp:
             ]
         self._opened: AbstractAsyncContextManager[None] | None = None
 
+    @property
+    def name(self) -> str:
+        """The server's."""
+        return self._core.server.name
+
     def __repr__(self) -> str:
-        return f"<McpApp {self._core.server.name!r}, {len(self.sessions)} sessions, {self.hub!r}>"
+        return f"<McpApp {self.name!r}, {len(self.sessions)} sessions, {self.hub!r}>"
 
     # Opening and closing.
 
@@ -326,6 +333,15 @@ class McpApp:
 
 
 _Answer = Callable[[Exchange, object], Awaitable[None]]
+
+
+def _check_auth(server: MCPServer[Any]) -> None:
+    if server.settings.auth is not None:
+        raise ValueError(
+            "McpApp(server): MCPServer(auth=...) is not asked here. Leave it out, and say who "
+            "may come in with McpApp(server, access=Access(authorize=...)), and where clients "
+            "get their tokens with resource_metadata={...}"
+        )
 
 
 def _is_modern(version: str | None, decoded: object) -> bool:

@@ -168,6 +168,8 @@ def _examine(path: str) -> bool:
         raise UnusableLog(f"{path} is not a file: name one, as in sqlite:events.db")
     if status.st_size == 0:
         return False
+    if status.st_size < 512:  # SQLite takes it for one that is empty
+        raise UnusableLog(_no_database(path))
     with closing(connect(path, "immutable")) as connection:
         # Otherwise SQLite refuses a file that is shorter than its header says, as it is
         # after a crash between two writes that the write-ahead log still has.
@@ -184,9 +186,7 @@ def _check_header(connection: sqlite3.Connection, path: str) -> None:
     except sqlite3.DatabaseError as exc:
         if "not a database" not in str(exc):
             raise
-        raise UnusableLog(
-            f"{path} is not an event log, nor any SQLite database: name another file"
-        ) from exc
+        raise UnusableLog(_no_database(path)) from exc
     if application_id != APPLICATION_ID:
         raise UnusableLog(
             f"{path} is another program's database (application_id {application_id:#x}): "
@@ -200,6 +200,10 @@ def _check_header(connection: sqlite3.Connection, path: str) -> None:
     schema = sorted(sql for [sql] in connection.execute("SELECT sql FROM sqlite_master") if sql)
     if version < 1 or schema != sorted(SCHEMA):
         raise sqlite3.DatabaseError("malformed: it lacks tables")
+
+
+def _no_database(path: str) -> str:
+    return f"{path} is not an event log, nor any SQLite database: name another file"
 
 
 def _check_content(path: str) -> None:

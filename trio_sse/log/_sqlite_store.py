@@ -391,6 +391,8 @@ class Store:
             with self._idle_lock:
                 pair = self._idle.pop() if self._idle else None
             if pair is None:
+                if self._is_closed:
+                    raise sqlite3.OperationalError("it was closed")
                 pair = reader(self.path), Pages(self.epoch)
             try:
                 yield pair

@@ -18,6 +18,7 @@ from ..errors import LogUnavailable
 from ..wire import Event, encode
 from ._protocol import Cursor, Record
 from ._replay import SequenceReplay
+from ._sqlite_cache import PageCache
 from ._sqlite_file import Sync
 from ._sqlite_prompt import Prompt
 from ._sqlite_rows import Entry
@@ -36,10 +37,12 @@ TAIL_BYTES: Final = 16 << 20
 GROUP_EVENTS: Final = 1024
 GROUP_BYTES: Final = 4 << 20
 """How much goes into one transaction."""
+CACHE_BYTES: Final = 8 << 20
+"""How much of what is older, and was asked for lately."""
 READERS: Final = 2
 """How many threads read at once: more would only wait for Python's lock."""
 CLOSE_PATIENCE: Final = 10.0
-"""Seconds that leaving waits for a disk; what is under way then ends when it can."""
+"""Seconds that leaving waits for what is being written, and again for the file to be closed."""
 RETRY_EVERY: Final = 1.0
 """Seconds after which it is tried again to write, or to read, what could not be."""
 TEND_EVERY: Final = 30.0
@@ -120,10 +123,11 @@ class SqliteLog:
         self._waiting: deque[_Waiting] = deque()
         self._some_wait = trio.Event()
         self._to_tend = trio.Event()
+        self._pages = PageCache(CACHE_BYTES)
+        self._threads = trio.CapacityLimiter(math.inf)  # there are few, see below
         self._read_limiter = trio.CapacityLimiter(READERS)
         # Not behind a thousand sessions that read what is old:
         self._look_limiter = trio.CapacityLimiter(1)
-        self._write_limiter = trio.CapacityLimiter(1)
         self._write_problem: str | None = None
         self._read_problem: str | None = None
         # What threads do is not cut short when the log is left, but waited for until then.
@@ -207,9 +211,7 @@ class SqliteLog:
         entries = [one.entry for one in group]
         results: Sequence[str | Exception]
         try:
-            results, seen = await self._in_thread(
-                self._write_limiter, store.commit, entries, self.newest
-            )
+            results, seen = await self._in_thread(store.commit, entries, self.newest)
         except LogUnavailable as exc:
             self._failed_to_write(exc)
             results = [LogUnavailable(*exc.args) for _ in group]
@@ -249,19 +251,23 @@ class SqliteLog:
     # Reading.
 
     async def read(self, after: int, limit: int) -> Sequence[Record]:
-        """As `EventLog.read`. While the file cannot be read, it waits until it can.
+        """As `EventLog.read`; no checkpoint if it is in memory, as the newest are.
+
+        While the file cannot be read, it waits until it can.
 
         Raises:
             RuntimeError: the log is not open.
             UnusableLog: the file is damaged.
         """
         store, tail = self._store, self._tail
-        await trio.lowlevel.checkpoint()
-        while (start := max(after, self.trimmed)) < tail.trimmed:
-            upto = min(start + limit, self.newest)
-            records, trimmed = await self._reading(self._read_limiter, store.read, start, upto)
+
+        async def load(after: int, upto: int) -> Sequence[Record]:
+            records, trimmed = await self._reading(self._read_limiter, store.read, after, upto)
             self._trimmed = max(self._trimmed, trimmed)
-            if records:
+            return records
+
+        while (start := max(after, self.trimmed)) < tail.trimmed:
+            if records := await self._pages.read(start, min(start + limit, self.newest), load):
                 return records
         return tail.read(start, limit)
 
@@ -290,7 +296,8 @@ class SqliteLog:
         """``function(*args)`` in a thread, again and again until it can be done."""
         while True:
             try:
-                result = await self._in_thread(limiter, function, *args)
+                async with limiter:
+                    result = await self._in_thread(function, *args)
             except LogUnavailable as exc:
                 if self._read_problem is None:
                     logger.error("%s", exc)
@@ -299,6 +306,7 @@ class SqliteLog:
                 self._read_problem = None
                 return result
             await trio.sleep(RETRY_EVERY)
+            _ = self._store  # nor can it ever be done if the log was left
 
     async def _watch(self, store: Store, prompt: Prompt) -> None:
         """Look whenever another process may have appended something."""
@@ -309,17 +317,16 @@ class SqliteLog:
 
     async def _tend(self, store: Store) -> None:
         """Forget what is too old, copy the write-ahead log, and see whether trouble is over."""
-        limiter = trio.CapacityLimiter(1)
         period = min(TEND_EVERY, (self._bounds.max_age or TEND_EVERY) / 10)
         while True:
             try:
                 if self._write_problem is not None:
-                    await self._in_thread(limiter, store.probe)
+                    await self._in_thread(store.probe)
                     self._wrote()
-                while await self._in_thread(limiter, store.trim):
+                while await self._in_thread(store.trim):
                     pass
                 if store.since_checkpoint > WAL_BYTES:
-                    await self._in_thread(limiter, store.checkpoint)
+                    await self._in_thread(store.checkpoint)
             except LogUnavailable as exc:
                 self._failed_to_write(exc)
             if self._write_problem is not None:
@@ -329,15 +336,15 @@ class SqliteLog:
                 await self._to_tend.wait()
             self._to_tend = trio.Event()
 
-    async def _in_thread(
-        self, limiter: trio.CapacityLimiter, function: Callable[..., T], *args: object
-    ) -> T:
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         """``function(*args)`` in a thread; not cut short before `_leave_by`."""
         scope = trio.CancelScope(shield=True, deadline=self._leave_by)
         self._scopes.add(scope)
         try:
             with scope:
-                return await run_sync(function, *args, abandon_on_cancel=True, limiter=limiter)
+                return await run_sync(
+                    function, *args, abandon_on_cancel=True, limiter=self._threads
+                )
         finally:
             self._scopes.remove(scope)
         raise LogUnavailable(f"the log {self._path} was left while its disk did not answer")
@@ -359,22 +366,21 @@ class SqliteLog:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> bool | None:
-        """Close the file. What is being written is written, for ten seconds at most."""
+        """Close the file, when what is being written is written.
+
+        A disk that does not answer is waited for for 20 seconds at most.
+        """
         assert self._whole is not None
         return await self._whole.__aexit__(exc_type, exc, tb)  # noqa: ASYNC102  # nothing more
 
     @asynccontextmanager
     async def _opened(self) -> AsyncGenerator[None, None]:
         store = self._opened_store = await self._in_thread(
-            self._look_limiter, Store, self._path, self._bounds, self._sync
+            Store, self._path, self._bounds, self._sync
         )
         try:
             with Prompt(self._path) as prompt, no_lone_group():
-                self._take(
-                    await self._in_thread(
-                        self._look_limiter, store.look, 0, TAIL_EVENTS, TAIL_BYTES
-                    )
-                )
+                self._take(await self._in_thread(store.look, 0, TAIL_EVENTS, TAIL_BYTES))
                 async with trio.open_nursery() as nursery:
                     self._is_open = True
                     nursery.start_soon(self._write, store, name="log: write")
@@ -387,7 +393,12 @@ class SqliteLog:
                         nursery.cancel_scope.cancel(reason="the log was left")
         finally:
             self._leave()
-            await self._in_thread(trio.CapacityLimiter(1), store.close)
+            # Anew: a thread that is asked to close does so, though nobody waits any more.
+            self._leave_by = trio.current_time() + CLOSE_PATIENCE
+            try:
+                await self._in_thread(store.close)  # noqa: ASYNC102  # it is shielded
+            except LogUnavailable as exc:
+                logger.error("%s", exc)
 
     def _leave(self) -> None:
         self._is_open = False

@@ -8,8 +8,16 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from anyio.abc import ByteStream
 from coredis import Redis, RedisCluster, Sentinel
-from coredis.connection import TCPLocation
+from coredis.connection import (
+    BaseConnection,
+    TCPConnection,
+    TCPLocation,
+    UnixDomainSocketConnection,
+    UnixDomainSocketLocation,
+)
+from coredis.pool import ConnectionPool
 from coredis.retry import NoRetryPolicy
 
 CONNECT_TIMEOUT: Final = 2.0
@@ -45,6 +53,31 @@ AnyClient = Redis[bytes] | RedisCluster[bytes]
 class Address(NamedTuple):
     host: str
     port: int
+
+
+class _Tcp(TCPConnection):
+    async def _connect(self) -> ByteStream:
+        try:
+            return await super()._connect()
+        except BaseException:
+            _close_buffers(self)
+            raise
+
+
+class _Unix(UnixDomainSocketConnection):
+    async def _connect(self) -> ByteStream:
+        try:
+            return await super()._connect()
+        except BaseException:
+            _close_buffers(self)
+            raise
+
+
+def _close_buffers(connection: BaseConnection) -> None:
+    """What coredis leaves open when it cannot connect: each would be a ResourceWarning."""
+    for name in ("write_buffer", "push_message_buffer", "streamed_message_buffer"):
+        for end in ("in", "out"):
+            getattr(connection, f"_{name}_{end}").close()
 
 
 @final
@@ -149,18 +182,18 @@ class Target:
                 async with primary:
                     yield primary
         else:
-            [host, port] = self.addresses[0] if self.addresses else ("", 0)
-            client: Redis[bytes] = Redis(
-                host,
-                port,
-                self._db,
-                unix_socket_path=self._path or None,
-                decode_responses=False,
-                **common,
-                **once,
-            )
+            pool = self._pool(dict(common, db=self._db))
+            client: Redis[bytes] = Redis(connection_pool=pool, decode_responses=False, **once)
             async with client:
                 yield client
+
+    def _pool(self, common: dict[str, Any]) -> ConnectionPool[Any]:
+        if self._kind == "unix":
+            place = UnixDomainSocketLocation(self._path)
+            return ConnectionPool(connection_class=_Unix, location=place, **common)
+        return ConnectionPool(
+            connection_class=_Tcp, location=TCPLocation(*self.addresses[0]), **common
+        )
 
     def _sentinel(self, common: dict[str, Any]) -> Sentinel[bytes]:
         own: dict[str, Any] = {

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from typing import Final, final
 
 import trio
-from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCResponse, RequestId
+from mcp_types import (
+    CONNECTION_CLOSED,
+    ErrorData,
+    JSONRPCError,
+    JSONRPCMessage,
+    JSONRPCResponse,
+    RequestId,
+)
 
 from ..hub import Hub
 from ..log import Record
@@ -106,6 +113,11 @@ class Streams:
 
     def close(self) -> None:
         self.is_closed = True
+        for call in self._calls.values():
+            # The kernel does not answer what the client has cancelled; but it waits here.
+            error = ErrorData(code=CONNECTION_CLOSED, message="the session has ended")
+            call.stream.put(dump(JSONRPCError(jsonrpc="2.0", id=call.id, error=error)), answers=1)
+            call.answered()
         self._calls.clear()
         for stream in self._streams.values():
             stream.end()

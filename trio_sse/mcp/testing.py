@@ -20,6 +20,8 @@ from .._respond import ASGIApp
 from ..testing import Response, Stream, open_stream
 from ..testing import request as http_request
 
+__all__ = ["Client", "HttpFailed", "RequestFailed", "connect"]
+
 ACCEPT: Final = "application/json, text/event-stream"
 
 Answer = Callable[[dict[str, Any]], Awaitable[Any]]

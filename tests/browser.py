@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import IO, Any, Final, TypeVar
@@ -170,12 +170,12 @@ def free_port() -> int:
 
 
 class ServiceProcess:
-    """``trio-sse serve`` as a process of its own."""
+    """``trio-sse serve``, or what else serves, as a process of its own."""
 
-    def __init__(self, port: int, *options: str) -> None:
+    def __init__(self, port: int, *options: str, command: Sequence[str] = ("serve",)) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._command = [
-            *(sys.executable, "-m", "trio_sse", "serve"),
+            *(sys.executable, "-m", "trio_sse", *command),
             *("--bind", f"127.0.0.1:{port}", *options),
         ]
         self._process: subprocess.Popen[str] | None = None
@@ -246,9 +246,9 @@ class ServiceProcess:
 
 
 @contextmanager
-def run_service(*options: str) -> Iterator[ServiceProcess]:
+def run_service(*options: str, command: Sequence[str] = ("serve",)) -> Iterator[ServiceProcess]:
     """The service on a free port, until this ends."""
-    service = ServiceProcess(free_port(), *options)
+    service = ServiceProcess(free_port(), *options, command=command)
     try:
         service.start()
         yield service

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
-from browser import Browser, ServiceProcess, eventually, open_browser, run_service, serve_page
+from browser import (
+    PATIENCE,
+    Browser,
+    ServiceProcess,
+    eventually,
+    open_browser,
+    run_service,
+    serve_page,
+)
 from selenium.webdriver.common.keys import Keys
 
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(300)]
@@ -170,6 +180,54 @@ def test_sessions_are_shown_and_one_is_ended(browser: Browser, service: ServiceP
             pass
     browser.wait_text("#sessions-ended", "client-left 1")
     assert browser.log() == []
+
+
+MCP_SERVER = "from mcp.server import MCPServer\nserver = MCPServer('demo')\n"
+
+
+def test_sessions_of_the_model_context_protocol(browser: Browser, tmp_path: Path) -> None:
+    """One token, asked for once; sessions and nothing else; what clients say stays text."""
+    server = tmp_path / "demo.py"
+    server.write_text(MCP_SERVER)
+    with run_service("--token", "hush", command=["mcp", f"{server}:server"]) as service:
+        browser.resize(360, 740)
+        browser.visit(f"{service.url}/")
+        browser.wait_text("#token-why", "Watching this server, and ending sessions, needs its")
+        browser.type("#token-input", "hush")
+        browser.click("#token-form button")
+        browser.wait_text("#state", "connected")
+        browser.wait_text("#sessions-empty", f"to give to one:\n{service.url}/mcp")
+        for name in ("#events", "#publish", ".plots", "#n-published"):
+            assert not browser.find(name).is_displayed(), name
+        hello = {"name": "<img src=x onerror='window.hacked = 1'>", "version": "7"}
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": hello}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+        headers = {
+            "accept": "application/json, text/event-stream",
+            "authorization": "Bearer hush",
+            "content-type": "application/json",
+        }
+        body = json.dumps(message).encode()
+        with urlopen(Request(f"{service.url}/mcp", body, headers), timeout=PATIENCE) as response:
+            assert response.status == 200
+        said = f"{hello['name']} 7 · 2025-11-25"
+        browser.wait_text("#session-rows tr td:nth-child(3)", said)
+        assert browser.run("return document.documentElement.scrollWidth") <= 360
+        browser.resize(1280, 900)
+        heads = [head.text for head in browser.find_all("#sessions th") if head.is_displayed()]
+        assert heads[:4] == ["Session", "Client", "Says it is", "Age"]
+        [cells] = [
+            [cell.text for cell in row.find_elements("css selector", "td")]
+            for row in browser.find_all("#session-rows tr:not(.own)")
+        ]
+        assert (len(cells), cells[2], cells[4]) == (5, said, "End")
+        browser.click("#session-rows tr:not(.own) button")
+        browser.click("dialog .danger")
+        browser.wait_text("#session-result", "was ended")
+        browser.wait_text("#sessions-ended", "application 1")
+        assert browser.run("return window.hacked") is None
+        refused_once = [entry for entry in browser.log() if not refused(entry)]
+        assert all("401" in entry for entry in refused_once), refused_once
 
 
 HOSTILE = [

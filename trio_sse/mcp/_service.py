@@ -67,8 +67,9 @@ class McpService:
     def _about(self, session: Session) -> str:
         """What a client says it is, and the revision that is spoken with it."""
         mcp_session = self.app.session_of(session)
-        if mcp_session is None:
-            return ""
+        if mcp_session is None:  # the revision without sessions, or a console
+            version = session.request.headers.get("mcp-protocol-version")
+            return f"listens · {version}" if version else ""
         client = mcp_session.client_info
         if client is None:
             return mcp_session.protocol_version

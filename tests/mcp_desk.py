@@ -15,6 +15,7 @@ from mcp.server import Server, ServerRequestContext
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ServerEvent
 from mcp.shared.exceptions import MCPError
 
+from trio_sse import Hub
 from trio_sse.testing import Response, Stream, open_stream, request
 
 VERSION = "2026-07-28"
@@ -103,6 +104,8 @@ class Desk:
         try:
             text = await self._do(ctx, params.name, params.arguments or {})
         except trio.Cancelled:
+            with trio.move_on_after(1, shield=True):  # it has something to clean up
+                await trio.sleep(0.001)
             self.note(f"{params.name} cancelled")
             raise
         finally:
@@ -206,6 +209,12 @@ async def messages(stream: Stream) -> list[Any]:
             found.append(await next_message(stream))
     except trio.EndOfChannel:
         return found
+
+
+async def sessions_over(hub: Hub) -> None:
+    """Wait until every session that has been told to end is over."""
+    for session in list(hub.sessions.values()):
+        await session.wait_ended()
 
 
 def text_of(answer: Any) -> str:

@@ -11,7 +11,7 @@ import mcp_types as types
 import pytest
 import trio
 import trio.testing
-from mcp_desk import Desk, messages, next_message, text_of
+from mcp_desk import Desk, messages, next_message, sessions_over, text_of
 from sockets import (
     FAR,
     GRACE,
@@ -365,7 +365,7 @@ async def test_requests_in_flight_are_bounded(autojump_clock: trio.testing.MockC
             await visitor.tell(calling("wait", 3))
             desk.go.set()
             assert {(await visitor.next())["id"], (await visitor.next())["id"]} == {2, 3}
-        await eventually(lambda: not app.sessions)
+        await sessions_over(app.hub)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ async def test_sessions_are_bounded(
         async with visiting(app):
             response = await request(app, "GET", "/sse")
             assert (response.status, "retry-after" in response.headers) == (status, True)
-        await eventually(lambda: not app.hub.sessions)
+        await sessions_over(app.hub)
         async with visiting(app):
             pass
 
@@ -456,7 +456,7 @@ async def test_nothing_outlives_the_session(
             else:
                 hub.end_all("all of them")
             await visitor.stream.wait_finished()
-            await eventually(lambda: not hub.sessions)
+            await sessions_over(hub)
             assert desk.notes[-3:] == ["wait cancelled"] * 3
             assert visitor.stream.is_complete == (how != "leave")
             assert (await visitor.post(calling("echo", 9))).status == 404
@@ -484,8 +484,7 @@ def test_whenever_the_client_leaves_nothing_is_left(figure: Callable[[str], None
                     assert moment.injected
                 else:
                     assert [each.get("id") for each in seen] == [None, 1]
-            for session in list(hub.sessions.values()):
-                await session.wait_ended()
+            await sessions_over(hub)
             moment.end()
             assert not desk.running
             assert not app.sessions

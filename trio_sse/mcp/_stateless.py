@@ -19,8 +19,6 @@ from mcp.server.connection import Connection
 from mcp.server.runner import serve_one
 from mcp.shared.inbound import (
     ERROR_CODE_HTTP_STATUS,
-    MCP_METHOD_HEADER,
-    MCP_NAME_HEADER,
     MCP_PROTOCOL_VERSION_HEADER,
     InboundLadderRejection,
     InboundModernRoute,
@@ -28,7 +26,7 @@ from mcp.shared.inbound import (
     unsupported_protocol_version_rejection,
 )
 from mcp.shared.subscriptions import event_from_wire
-from mcp_types import HEADER_MISMATCH, JSONRPCNotification, JSONRPCRequest
+from mcp_types import JSONRPCNotification, JSONRPCRequest
 
 from .._groups import no_lone_group
 from ..asgi import check_accept, direct_connection
@@ -46,9 +44,6 @@ from ._reply import Emit, Talk, answer, stream, watched
 
 log: Final = logging.getLogger("trio_sse")
 
-_MIRRORED: Final = frozenset(
-    name.encode() for name in (MCP_PROTOCOL_VERSION_HEADER, MCP_METHOD_HEADER, MCP_NAME_HEADER)
-)
 _JOIN: Final = 10.0
 """Seconds that cancelled requests may take to clean up when the application is closed."""
 _FLUSH_STEPS: Final = 8
@@ -66,6 +61,7 @@ class StatelessTransport:
         self._core = core
         # Calls whose handlers run. Changed by `_call` only.
         self._calls: dict[RunningCall, None] = {}
+        self._begun = trio.lowlevel.ParkingLot()  # for who waits for the first of them
         self._handled = trio.lowlevel.ParkingLot()  # for who waits for the last of them
         self._answering = 0  # calls whose responses are not complete, those included
         # Listeners by the ids of their sessions. Changed by `_listen` only.
@@ -147,8 +143,8 @@ class StatelessTransport:
                 "responses are application/json or text/event-stream: accept both",
                 id=message.id,
             )
+        # One that came twice has both its values, with a comma, and matches nothing.
         headers = {name: value.strip(" \t") for name, value in exchange.headers.items()}
-        _check(_duplicate(exchange), message.id)
         route = classify_inbound_request(decoded, headers=headers)
         if isinstance(route, InboundLadderRejection):
             raise _rejected(route, message.id)
@@ -194,6 +190,7 @@ class StatelessTransport:
     @contextmanager
     def _running(self, call: RunningCall) -> Generator[None, None, None]:
         self._calls[call] = None
+        self._begun.unpark_all()
         try:
             yield
         finally:
@@ -282,6 +279,8 @@ class StatelessTransport:
         """Let proxies know that something will come. A session's keeper is the hub's."""
         every = self._core.limits.keep_alive
         while True:
+            if not self._calls:
+                await self._begun.park()
             await trio.sleep(every / 4)
             silent_since = trio.current_time() - every
             for call in list(self._calls):
@@ -347,17 +346,6 @@ def _accepts(accept: str, content_type: str) -> bool:
     except Refused:
         return False
     return True
-
-
-def _duplicate(exchange: Exchange) -> InboundLadderRejection | None:
-    """A mirrored header that came twice: who reads the first, and who the last, would differ."""
-    names = [name for name, _ in exchange.request.raw_headers if name in _MIRRORED]
-    for name in names:
-        if names.count(name) > 1:
-            return InboundLadderRejection(
-                HEADER_MISMATCH, f"the header {name.decode()} comes more than once"
-            )
-    return None
 
 
 def _check(rejection: InboundLadderRejection | None, id: Any) -> None:

@@ -173,6 +173,26 @@ class TestBounds:
             async with connect(app):
                 pass
 
+    async def test_sessions_that_are_registering_count(self) -> None:
+        hooks = Hooks()
+        go = trio.Event()
+
+        async def register(_: Any) -> None:
+            await go.wait()
+
+        hooks.on_register(register)
+        limits = McpLimits(max_sessions=1)
+        app = McpApp(Parts().server, hub=Hub(hooks=hooks), limits=limits)
+        async with app, trio.open_nursery() as nursery:
+            accept = {"accept": ACCEPT}
+            nursery.start_soon(
+                lambda: request(app, "POST", "/mcp", headers=accept, json=initialize())
+            )
+            await trio.testing.wait_all_tasks_blocked()
+            second = await request(app, "POST", "/mcp", headers=accept, json=initialize())
+            assert second.status == 503
+            go.set()
+
     async def test_sessions_of_the_hub(self) -> None:
         hub = Hub(limits=trio_sse.HubLimits(max_sessions_per_client=1))
         async with serving(hub=hub) as (app, _, _):

@@ -133,8 +133,9 @@ class TestAnswers:
 
             with trio.fail_after(5):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(ask, 1)
                     nursery.start_soon(ask, "1")
+                    await parts.waiting.wait()
+                    nursery.start_soon(ask, 1)  # the last to come, and not the one that is meant
                     while parts.log != ["begins", "begins"]:
                         await trio.testing.wait_all_tasks_blocked()
                     await client.notify("notifications/cancelled", {"requestId": "1"})
@@ -311,6 +312,8 @@ class TestComingBack:
             async with ours.open_request("tools/call", secret) as stream:
                 await messages(stream)
                 place = stream.last_event_id.rpartition("-")[0] + "-0"
+            for _ in range(5):  # so that all numbers that we have, they have too
+                await theirs.request("tools/call", call("echo", secret="theirs"))
             async with theirs.listen(place) as stream:
                 assert stream.status == 400
                 assert b"ours" not in await stream.read()

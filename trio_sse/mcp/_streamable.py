@@ -62,6 +62,7 @@ class StreamableTransport:
         self._new_session_id = new_session_id
         self._answers: Answers = answers
         self._retry = retry
+        self._opening = 0  # sessions that are being registered
 
     # POST.
 
@@ -123,10 +124,14 @@ class StreamableTransport:
 
     async def _open(self, exchange: Exchange, id: str | None) -> McpSession:
         core = self._core
-        if len(core.sessions) >= core.limits.max_sessions:
+        if len(core.sessions) + self._opening >= core.limits.max_sessions:
             raise Rejected(503, "no room for more sessions", headers=((b"retry-after", b"5"),))
         session = McpSession(core, exchange.request, Streams(core.hub, core.limits))
-        await core.hub.start_session(exchange.request, handler=session.run, id=id)
+        self._opening += 1
+        try:
+            await core.hub.start_session(exchange.request, handler=session.run, id=id)
+        finally:
+            self._opening -= 1
         if not session.is_open:
             raise session_not_found()
         return session

@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, final
@@ -163,7 +164,11 @@ def _page(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
     about = [f"- {s['title']}: {s['about']}" for s in results["servers"].values()]
     about += [f"- not run: {name}, which needs {why}" for name, why in results["skipped"].items()]
     images = [f"![{alt}]({name})" for name, alt in plots]
-    rounds = results["rounds"]
+    counts = Counter((run["scenario"], run["server"]) for run in results["runs"])
+    least, most = min(counts.values()), max(counts.values())
+    rounds = (
+        f"medians of {most} rounds" if least == most else f"medians of {least} to {most} rounds"
+    )
     return (
         "\n\n".join(
             [
@@ -178,7 +183,7 @@ def _page(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
                 _summary(Figures(results)),
                 f"The figures below are from {machine['cpu']}, {machine['cores']} cores, "
                 f"{machine['kernel']}, {machine['python']}, "
-                + (f"medians of {rounds} rounds" if rounds > 1 else "one round")
+                + ("one round" if most == 1 else rounds)
                 + f", {results['began'].split()[0]}, at {machine['revision']}. On other machines "
                 "the ratios should hold, the numbers will not.",
                 *images,

@@ -3,6 +3,7 @@
     python benchmarks/run.py                      # everything, medians of five: an hour
     python benchmarks/run.py --quick              # small, once: does it all work?
     python benchmarks/run.py --only blast,raw     # scenarios and servers by name
+    python benchmarks/run.py --add --only many    # more of it, beside what was measured
 
 The server has one core to itself, the load generator the others. Each run checks that
 every stream got every event, once, in order; one in which something was amiss is marked
@@ -44,7 +45,6 @@ def main() -> None:
         "machine": machine(),
         "began": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         "quick": options.quick,
-        "rounds": 1 if options.quick else options.rounds,
         "servers": {k.name: {"title": k.title, "about": k.about()} for k in kinds},
         "skipped": skipped,
         "scenarios": {
@@ -53,8 +53,10 @@ def main() -> None:
         },
         "runs": [],
     }
+    if options.add:
+        results = _added_to(json.loads(options.out.read_text()), results)
     try:
-        _run_all(results, scenarios, kinds)
+        _run_all(results, 1 if options.quick else options.rounds, scenarios, kinds)
     except KeyboardInterrupt:
         print("interrupted: what there is is written", file=sys.stderr)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
@@ -72,10 +74,15 @@ def _options() -> argparse.Namespace:
         help="scenarios and servers, separated by commas: "
         + ", ".join([*(s.name for s in SCENARIOS), *(k.name for k in KINDS)]),
     )
+    parser.add_argument(
+        "--add", action="store_true", help="keep what the file has, from the same machine"
+    )
     parser.add_argument("--out", type=Path, default=_RESULTS, help="the JSON file to write")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds: at least 1")
+    if options.add and not options.out.exists():
+        parser.error(f"--add: there is no {options.out} yet; measure without it first")
     return options
 
 
@@ -101,11 +108,32 @@ def _skipped(kinds: Sequence[Kind]) -> dict[str, str]:
     return skipped
 
 
-def _run_all(results: dict[str, Any], scenarios: list[Scenario], kinds: list[Kind]) -> None:
+def _added_to(older: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """``results``, of which nothing was run yet, beside what was measured before."""
+    same = ("cpu", "cores", "server_cores", "load_cores", "kernel", "python", "revision")
+    for name in same:
+        was, now = older["machine"][name], results["machine"][name]
+        if was != now:
+            sys.exit(f"--add: the {name} was {was}, and is {now}: what is compared is of one")
+    for name, scenario in results["scenarios"].items():
+        if older["scenarios"].get(name, scenario) != scenario:
+            sys.exit(f"--add: {name} was measured with other sizes")
+    return {
+        **older,
+        "servers": {**older["servers"], **results["servers"]},
+        "skipped": {**older["skipped"], **results["skipped"]},
+        "scenarios": {**older["scenarios"], **results["scenarios"]},
+    }
+
+
+def _run_all(
+    results: dict[str, Any], rounds: int, scenarios: list[Scenario], kinds: list[Kind]
+) -> None:
     """Every round measures every server once, so that what changes meanwhile hits all."""
+    done_before = max((run["round"] for run in results["runs"]), default=0)
     steps = [
         (number, scenario, kind)
-        for number in range(1, results["rounds"] + 1)
+        for number in range(done_before + 1, done_before + rounds + 1)
         for scenario in scenarios
         for kind in kinds
         if scenario.is_for(kind)

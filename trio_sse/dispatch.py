@@ -265,7 +265,8 @@ class Dispatcher:
                 self._has_replayed(session)
                 return
             # Up to where the others are: all up to there is in the log by then.
-            # Not held while the client is waited for, which may take long.
+            # Not held while the client is waited for, or the log: that may take long.
+            await replay.ready()
             async with self._replays:
                 gap, records = await replay.read(PASS_EVENTS, self.position)
             if gap is not None:

@@ -76,8 +76,18 @@ class Replay(Protocol):
 
     @property
     def position(self) -> int:
-        """All up to here was read, or had been before; -1 before the first page if the
-        last event ID was not one of the log's."""
+        """All up to here was read, or had been before, and nothing past it.
+
+        -1 as long as there is no such place: before the first page if the last event ID
+        was not one of the log's, or while its log's order and this one's differ.
+        """
+        ...
+
+    async def ready(self) -> None:
+        """Wait, while the engine is away or slow, until `read` will not have to.
+
+        Whoever lets only a few read at once lets all of them wait here.
+        """
         ...
 
     async def read(self, limit: int, upto: int) -> Page:
@@ -85,7 +95,7 @@ class Replay(Protocol):
 
         Afterwards `position` is that of the last of them, or ``upto`` if there is no
         more up to there, or a greater one: the last event ID came from where more was
-        known. Waits while the engine is away. Nothing is lost if it is cancelled.
+        known. Waits as `ready` does. Nothing is lost if it is cancelled.
         """
         ...
 

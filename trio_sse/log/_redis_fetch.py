@@ -91,6 +91,7 @@ class Fetcher:
                 question.answer = await question.ask(link)
             except Trouble:
                 self._questions.appendleft(question)  # until there is an answer
+                self._came.unpark()  # another may be luckier
                 raise
             self.asked += 1
             self.problem = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, final
 
@@ -17,6 +18,7 @@ from ._redis_entries import (
     place_id,
     vector_of,
     with_id,
+    without_id,
 )
 from ._tail import RECORD_OVERHEAD, Tail
 
@@ -50,6 +52,7 @@ class Merge:
         self.max_events = max_events
         self.max_bytes = max_bytes
         self._before = self._here()  # the id of what lies before the tail
+        self._times = deque[int]()  # when each of the tail's records was stored
         self.tail = Tail(max_events, max_bytes, start=sum(vector), forgotten=self._forget)
         # Who gives the records out has these already, and is waited for; -1: nobody does.
         self._taken = -1
@@ -60,6 +63,7 @@ class Merge:
 
     def _forget(self, record: Record) -> None:
         self._before = record.id
+        self._times.popleft()
 
     # What the log gives out.
 
@@ -134,11 +138,13 @@ class Merge:
         epochs = [*self.epochs[:shard], epoch, *self.epochs[shard + 1 :]]
         return place_id(common_epoch(epochs), advanced(self.start, shard, number))
 
-    def records_of(self, shard: int) -> dict[int, Record]:
-        """Those of ``shard`` that the tail has, by number."""
-        found = dict[int, Record]()
-        for record in self.tail.read(0, self.max_events):
-            found.setdefault(vector_of(record.id)[shard], record)
+    def entries_of(self, shard: int) -> dict[int, tuple[int, tuple[str, ...], bytes]]:
+        """What the tail has of ``shard``, by number: time, topics, event without id."""
+        found = dict[int, tuple[int, tuple[str, ...], bytes]]()
+        for time, record in zip(self._times, self.tail.read(0, self.max_events), strict=True):
+            number = vector_of(record.id)[shard]
+            if number not in found:  # those of other shards that follow it have it too
+                found[number] = time, record.topics, without_id(record.data)
         return found
 
     # What the readers bring.
@@ -160,6 +166,7 @@ class Merge:
         topics, wire = self.topics.read(entry.stored)
         self.vector = advanced(self.vector, shard, entry.number)
         event_id = self._here()
+        self._times.append(entry.time)
         self.tail.add(Record(self.tail.newest + 1, event_id, topics, with_id(wire, event_id)))
 
     async def skip(self, shard: int, number: int) -> None:
@@ -179,6 +186,7 @@ class Merge:
 
     def _restart(self, position: int) -> None:
         self._before = self._here()
+        self._times.clear()
         self.tail.restart(position)
         self.moved.unpark_all()
 

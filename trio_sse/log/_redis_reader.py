@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, final
 
 import trio
 
-from ._redis_entries import Entry, without_id
+from ._redis_entries import Entry
 from ._redis_link import Link, Pause, Trouble, open_link
 from ._redis_merge import Merge
 from ._redis_scripts import LOOK, RENEW, TRIM, Keys
@@ -201,16 +201,13 @@ class Reader:
         merge, key = self._merge, self._keys[shard].events
         low = edge = max(min(merge.start[shard], shown.newest), shown.oldest - 1)
         high = min(merge.vector[shard], shown.newest)
-        ours = merge.records_of(shard) if high > low else {}
+        ours = merge.entries_of(shard) if high > low else {}
         while high > low:
             first = max(low + 1, high - _SEARCH + 1)
             for raw in reversed(await link.entries(key, first, high)):
                 entry = Entry.of(raw)
-                record = ours.get(entry.number)
-                if record is not None:
-                    topics, wire = merge.topics.read(entry.stored)
-                    if (topics, wire) == (record.topics, without_id(record.data)):
-                        return entry.number
+                if ours.get(entry.number) == (entry.time, *merge.topics.read(entry.stored)):
+                    return entry.number
             high = first - 1
         # What lies before the tail cannot be compared. If it was written after an epoch
         # began that is not known here, then all that Redis has is new.

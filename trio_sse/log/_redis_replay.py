@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import final
 
@@ -59,6 +60,9 @@ class RedisReplay:
         self._vector: Vector | None = None
         self._id = ""
         self.position = -1
+        self._gap: Gap | None = None  # still to be told
+        # From Redis, in the order in which it will be given.
+        self._fetched = deque[tuple[int, Held]]()
         place = parse_place(last_event_id, len(keys))
         if place is not None and place[0] == merge.epoch:
             self._vector = place[1]
@@ -80,30 +84,32 @@ class RedisReplay:
         start = self._merge.start
         return [shard for shard, number in enumerate(vector) if number < start[shard]]
 
-    async def read(self, limit: int, upto: int) -> Page:
-        """As `Replay.read`, but for what is said above of ``upto``."""
-        gap: Gap | None = None
-        records: Sequence[Record] = []
-        while not records:
+    async def ready(self) -> None:
+        """As `Replay.ready`: what Redis has to be asked for is asked for here."""
+        merge = self._merge
+        while True:
             if self._vector is not None:
                 await self._wait_until_known()
-            if self._vector is None or self._epoch != self._merge.epoch:
-                self._epoch = self._merge.epoch
-                self._vector = await self._oldest()
-                gap = Gap("epoch", place_id(self._epoch, self._vector))
-                self.position = -1
-                self._settle()
-            if 0 <= self.position < self._merge.tail.trimmed:
+            if self._vector is None or self._epoch != merge.epoch:
+                await self._begin_anew()
+            if 0 <= self.position < merge.tail.trimmed:
                 self._vector, self.position = vector_of(self._id), -1
+            vector = self._vector
+            if self.position >= 0 or self._fetched or not (vector and self._behind(vector)):
+                return
+            await self._fetch()
+
+    async def read(self, limit: int, upto: int) -> Page:
+        """As `Replay.read`, but for what is said above of ``upto``."""
+        records: Sequence[Record] = []
+        while not records:
+            await self.ready()
             if self.position >= 0:
-                return Page(gap, self._from_tail(limit, upto))
-            if self._behind(self._vector):
-                lost, records = await self._from_redis(limit)
-                if lost is not None:
-                    gap = lost if gap is None else gap._replace(place=lost.place)
-            else:
-                records = self._missed(limit)
+                records = self._from_tail(limit, upto)
+                break
+            records = self._from_fetched(limit) if self._fetched else self._missed(limit)
             self._settle()
+        gap, self._gap = self._gap, None
         return Page(gap, records)
 
     def _from_tail(self, limit: int, upto: int) -> Sequence[Record]:
@@ -168,48 +174,64 @@ class RedisReplay:
         """The newest event of ``shard`` that is forgotten by number."""
         return max(0, self._merge.vector[shard] - self._max_events)
 
-    async def _oldest(self) -> Vector:
-        """What was had by who has had nothing that is still held."""
+    async def _begin_anew(self) -> None:
+        """What was had is not of this epoch: go on from the oldest that is held."""
         merge = self._merge
-        epoch, start = merge.epoch, merge.start
-        found = list[int]()
+        self.position = -1
+        self._fetched.clear()
+        while True:
+            self._vector, self._epoch = None, merge.epoch
+            oldest = await self._oldest()
+            if self._epoch == merge.epoch:
+                break
+        self._vector = tuple(map(min, oldest, merge.start))
+        self._gap = Gap("epoch", place_id(self._epoch, self._vector))
+        self._settle()
+
+    async def _oldest(self) -> list[int]:
+        """Of each shard the event before the oldest that is held, as far as the tail."""
+        start, found = self._merge.start, list[int]()
         for shard, keys in enumerate(self._keys):
             number = start[shard]
             if self._floor(shard) < number:
                 shown = await self._look(keys)
                 number = max(self._floor(shard), min(number, shown.oldest - 1))
             found.append(number)
-        if merge.epoch != epoch:  # meanwhile it was another log
-            self._epoch = merge.epoch
-            return await self._oldest()
-        return tuple(map(min, found, merge.start))
+        return found
 
-    async def _from_redis(self, limit: int) -> tuple[Gap | None, Sequence[Record]]:
-        """The next from before the tail, of all shards that are behind, by time."""
+    async def _fetch(self) -> None:
+        """Get the next from before the tail, of all shards that are behind."""
         merge, vector = self._merge, self._vector
         assert vector is not None
-        behind, start = self._behind(vector), merge.start
+        start = merge.start
         pages = list[tuple[int, Sequence[Held]]]()
         lost = False
-        for shard in behind:
-            number = vector[shard]
-            end = start[shard]
+        for shard in self._behind(vector):
+            number, end = vector[shard], start[shard]
             had = max(number, min(self._floor(shard), end))
             page: Sequence[Held] = await self._page(shard, had, end) if had < end else []
-            first = page[0].number - 1 if page else end
-            had = max(had, first)
+            had = max(had, page[0].number - 1 if page else end)
             lost = lost or had > number
             vector = advanced(vector, shard, had)
             pages.append((shard, page))
-        gap = Gap("trimmed", place_id(self._epoch, vector)) if lost else None
         if self._epoch != merge.epoch:  # what was read may be of either
-            return None, []
-        records = list[Record]()
-        for shard, held in _in_order(pages)[:limit]:
+            return
+        if lost:
+            reason = "trimmed" if self._gap is None else self._gap.reason
+            self._gap = Gap(reason, place_id(self._epoch, vector))
+        self._vector = vector
+        self._fetched.extend(_in_order(pages))
+        self._settle()
+
+    def _from_fetched(self, limit: int) -> Sequence[Record]:
+        vector, records = self._vector, list[Record]()
+        assert vector is not None
+        while self._fetched and len(records) < limit:
+            shard, held = self._fetched.popleft()
             vector = advanced(vector, shard, held.number)
             records.append(self._record(vector, held))
         self._vector = vector
-        return gap, records
+        return records
 
     async def _page(self, shard: int, number: int, end: int) -> Sequence[Held]:
         """The next events of a shard, none past ``end``; none at all if there are none."""

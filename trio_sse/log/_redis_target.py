@@ -80,6 +80,12 @@ def _close_buffers(connection: BaseConnection) -> None:
             getattr(connection, f"_{name}_{end}").close()
 
 
+def _close_errors(cluster: RedisCluster[bytes]) -> None:
+    """Likewise, what it leaves open in any case."""
+    for end in getattr(cluster.connection_pool.cluster_layout, "_error_stream", ()):
+        end.close()
+
+
 @final
 class Target:
     """A server, the primary that Sentinels know of, or a Cluster.
@@ -174,8 +180,11 @@ class Target:
                 **common,
                 **once,
             )
-            async with cluster:
-                yield cluster
+            try:
+                async with cluster:
+                    yield cluster
+            finally:
+                _close_errors(cluster)
         elif self._kind == "sentinel":
             async with self._sentinel(common) as sentinel:
                 primary = sentinel.primary_for(self._service, db=self._db, **common)

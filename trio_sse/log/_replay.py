@@ -22,6 +22,9 @@ class SequenceReplay:
         known = cursor is not None and cursor.epoch == log.epoch and cursor.position <= log.newest
         self.position = cursor.position if known and cursor is not None else -1
 
+    async def ready(self) -> None:
+        """Nothing is waited for: `read` does what is to be done."""
+
     async def read(self, limit: int, upto: int) -> Page:
         """As `Replay.read`."""
         log = self._log

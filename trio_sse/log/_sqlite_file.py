@@ -75,6 +75,7 @@ def open_file(path: str, sync: Sync) -> Opened:
             _configure(connection, sync)
             epoch = _current_epoch(connection, sync)
             connection.text_factory = bytes
+            connection.execute("PRAGMA busy_timeout=0")  # the store waits in its own way
             return Opened(connection, epoch, identity(path))
         except BaseException:
             connection.close()

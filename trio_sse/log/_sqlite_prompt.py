@@ -1,10 +1,11 @@
 """How a process notices that another has written to the same file.
 
-Who has committed touches the file, and Linux tells all who watch it: about 0.2 ms later,
-at no cost while nothing is written. (Looking each 10 ms at `PRAGMA data_version` in a
-thread, which is the way without this, finds it after 5 ms and takes 1 to 2 % of a core for
-each process, always.) What nobody was told of, because a process was killed between
-commit and touch or because the system has no such thing, is found by looking.
+Who has committed touches the file, and Linux tells all who watch it. Measured with two
+processes on a disk that syncs in 0.3 ms: from before `append` until the other process has
+the event it takes 1.0 ms (p99 2.9), and 0.15 % of a core while nothing is written. To look
+each 10 ms instead takes 6.4 ms (p99 13) and 3 % of a core, in each process and always.
+What nobody was told of, because a process was killed between commit and touch or because
+the system has no such thing, is found by looking.
 """
 
 from __future__ import annotations

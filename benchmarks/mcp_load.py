@@ -360,10 +360,10 @@ class Listener:
 def notified(port: int, pid: int, revision: str, sessions: int, rounds: int) -> dict[str, float]:
     """A notification to all sessions, and the next when all have it."""
     loop = Loop()
+    listeners = [Listener(loop, port, revision) for _ in range(sessions)]
     asker, speaker = Connection(loop, port), Speaker(port, revision)
     if not speaker.stateless:
         open_session(loop, asker, speaker)
-    listeners = [Listener(loop, port, revision) for _ in range(sessions)]
     tell = speaker.call("publish" if speaker.stateless else "notify")
 
     def tell_all(wanted: int) -> float:

@@ -182,6 +182,7 @@ def _cell(value: float | None, form: str) -> str:
 def _page(results: dict[str, Any]) -> str:
     machine = results["machine"]
     versions = ", ".join(f"{name} {each}" for name, each in results["versions"].items())
+    revisions = ", ".join(dict.fromkeys(run["revision"] for run in results["runs"]))
     rounds = max((run["round"] for run in results["runs"]), default=0)
     return (
         "\n\n".join(
@@ -198,7 +199,7 @@ def _page(results: dict[str, Any]) -> str:
                 f"These are from {machine['cpu']}, {machine['cores']} cores, "
                 f"{machine['kernel']}, {machine['python']}, {versions}, "
                 + (f"medians of {rounds} rounds" if rounds > 1 else "one round")
-                + f", {results['began'].split()[0]}, at {machine['revision']}. On other "
+                + f", {results['began'].split()[0]}, at {revisions}. On other "
                 "machines the ratios should hold, the numbers will not.",
                 tables(results),
             ]

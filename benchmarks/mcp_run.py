@@ -162,6 +162,7 @@ def _measure_all(scenario: Scenario, results: dict[str, Any], *, quick: bool) ->
     """All servers one after the other, so that what changes meanwhile hits all."""
     before = [run["round"] for run in results["runs"] if run["scenario"] == scenario.name]
     number = 1 + max(before, default=0)
+    revision = machine()["revision"]
     for kind in KINDS:
         figures: dict[str, float] = {}
         problems: list[str] = []
@@ -174,6 +175,7 @@ def _measure_all(scenario: Scenario, results: dict[str, Any], *, quick: bool) ->
                 "scenario": scenario.name,
                 "server": kind.name,
                 "round": number,
+                "revision": revision,
                 "figures": figures,
                 "problems": problems,
                 "remarks": ["the load was busy"] if figures.get("load_busy", 0) > 0.8 else [],

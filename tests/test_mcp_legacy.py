@@ -465,6 +465,22 @@ async def test_nothing_outlives_the_session(
     assert notes == ["registered", "client-left" if how == "leave" else "application"]
 
 
+async def test_a_stream_that_the_server_cuts_did_not_leave(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def send_message(message: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with opened(Desk()) as app:
+        async with trio.open_nursery() as nursery:
+            scope = {"type": "http", "method": "GET", "path": "/sse", "headers": []}
+            nursery.start_soon(app, scope, trio.sleep_forever, send_message)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await sessions_over(app.hub)
+        assert app.hub.statistics().unregistered == {"cancelled": 1}
+
+
 def test_whenever_the_client_leaves_nothing_is_left(figure: Callable[[str], None]) -> None:
     async def scenario(moment: Moment) -> None:
         desk = Desk()

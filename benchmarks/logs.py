@@ -223,7 +223,7 @@ def _measure(name: str, what: str, sizes: Sizes, directory: Path) -> dict[str, A
                 return await measure(place, sizes)
             flags = [f"--log-{key.removeprefix('max_')}={v}" for key, v in engine.options.items()]
             flags += ["--log", place.url, f"--log-events={_ROOM}"]
-            return await replay_beside_live(flags, sizes.replay)
+            return await replay_beside_live(flags, sizes.replay, restart=engine.url != "memory")
 
     return trio.run(run)
 
@@ -254,17 +254,17 @@ def main() -> None:
     if options.out.exists() and options.only:  # the others' figures stay
         found = json.loads(options.out.read_text())["engines"]
     for name in names:
-        found[name] = {"title": ENGINES[name].title}
+        found.setdefault(name, {"title": ENGINES[name].title, "rounds": {}})
         for what in options.what.split(","):
             began = time.monotonic()
             figures = _median([_one(name, what, sizes, options.directory) for _ in range(rounds)])
             found[name].update(figures)
+            found[name]["rounds"][what] = rounds
             print(f"{name} {what}, {time.monotonic() - began:.0f} s: {figures}", flush=True)
     results = {
         "machine": machine(),
         "began": time.strftime("%Y-%m-%d", time.gmtime()),
         "quick": options.quick,
-        "rounds": rounds,
         "sizes": sizes._asdict() | {"replay": sizes.replay._asdict()},
         "engines": {name: found[name] for name in ENGINES if name in found},
     }

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple, final
 
@@ -48,18 +49,30 @@ class Sizes(NamedTuple):
     seconds: float
 
 
-async def replay_beside_live(flags: Sequence[str], sizes: Sizes) -> dict[str, Any]:
-    """The figures for a ``trio-sse serve`` with ``flags``."""
+async def replay_beside_live(
+    flags: Sequence[str], sizes: Sizes, *, restart: bool
+) -> dict[str, Any]:
+    """The figures for a ``trio-sse serve`` with ``flags``.
+
+    Args:
+        restart: whether the server is another one when all is stored: it has nothing of
+            it at hand then.
+    """
     own, load = cores()
     port = free_port()
     argv = [sys.executable, "-m", "trio_sse", "serve", "--bind", f"127.0.0.1:{port}"]
     argv += ["--log-level", "warning", *flags]
     os.sched_setaffinity(0, load)
-    with running(argv, core=own) as (server, log):
+    meter = Meter(port, sizes)
+    with ExitStack() as servers:
+        server, log = servers.enter_context(running(argv, core=own))
         wait_for_port(server, log, port)
-        meter = Meter(port, sizes)
+        first = await meter.store()
+        if restart:
+            servers.close()
+            server, log = servers.enter_context(running(argv, core=own))
+            wait_for_port(server, log, port)
         async with trio.open_nursery() as nursery:
-            first = await meter.store()
             await nursery.start(meter.listen_all)
             nursery.start_soon(meter.publish)
             await trio.sleep(_SETTLE)

@@ -226,6 +226,8 @@ class RedisReplay:
     def _from_fetched(self, limit: int) -> Sequence[Record]:
         vector, records = self._vector, list[Record]()
         assert vector is not None
+        if len(vector) == 1:
+            return self._from_one(limit)
         while self._fetched and len(records) < limit:
             shard, held = self._fetched.popleft()
             vector = advanced(vector, shard, held.number)
@@ -251,14 +253,22 @@ class RedisReplay:
         return page
 
     def _record(self, vector: Vector, held: Held) -> Record:
-        if held.record is not None:
-            return held.record
         event_id = place_id(self._epoch, vector)
         position = sum(vector) + self._merge.offset()
-        record = Record(position, event_id, held.topics, with_id(held.wire, event_id))
-        if len(vector) == 1:
-            held.record = record
-        return record
+        return Record(position, event_id, held.topics, with_id(held.wire, event_id))
+
+    def _from_one(self, limit: int) -> Sequence[Record]:
+        """As above: with one shard everyone gets the same, which is made once."""
+        offset, records = self._merge.offset(), list[Record]()
+        for _ in range(min(limit, len(self._fetched))):
+            _, held = self._fetched.popleft()
+            if held.record is None:
+                event_id = f"{self._epoch}.{held.number}"
+                data = with_id(held.wire, event_id)
+                held.record = Record(held.number + offset, event_id, held.topics, data)
+            records.append(held.record)
+            self._vector = (held.number,)
+        return records
 
 
 def _covers(vector: Vector, other: Vector) -> bool:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_sse import Event, EventLog, KeyReused, MemoryLog
-from trio_sse.log import Cursor
+from trio_sse.log import Cursor, sqlite
 from trio_sse.log.redis import RedisLog
 from trio_sse.log.sqlite import SqliteLog
 
@@ -49,6 +49,16 @@ async def make_sqlite(**bounds: int) -> AsyncIterator[EventLog]:
 
 
 @asynccontextmanager
+async def make_sqlite_that_reads(**bounds: int) -> AsyncIterator[EventLog]:
+    """With nothing but the newest event in memory: the rest is read from the file each time."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sqlite, "TAIL_EVENTS", 1)
+        monkeypatch.setattr(sqlite, "CACHE_BYTES", 0)
+        async with make_sqlite(**bounds) as log:
+            yield log
+
+
+@asynccontextmanager
 async def make_redis(**bounds: int) -> AsyncIterator[EventLog]:
     async with RedisLog(shared_server().url, name=new_name(), **bounds) as log:
         yield log
@@ -57,6 +67,7 @@ async def make_redis(**bounds: int) -> AsyncIterator[EventLog]:
 ENGINES = [
     Engine("memory", make_memory, cancelled_append_appends_nothing=True),
     Engine("sqlite", make_sqlite, cancelled_append_appends_nothing=True),
+    Engine("sqlite, read", make_sqlite_that_reads, cancelled_append_appends_nothing=True),
     pytest.param(
         Engine("redis", make_redis, cancelled_append_appends_nothing=False),
         marks=pytest.mark.redis,
@@ -64,7 +75,7 @@ ENGINES = [
 ]
 
 
-@pytest.fixture(params=ENGINES, ids=["memory", "sqlite", "redis"])
+@pytest.fixture(params=ENGINES, ids=["memory", "sqlite", "sqlite-read", "redis"])
 def engine(request: pytest.FixtureRequest) -> Any:
     return request.param
 

@@ -14,6 +14,7 @@ from ._client_types import SourceStatistics as SourceStatistics
 from ._client_types import StateChange as StateChange
 from ._dial import Transport as Transport
 from ._names import name_after as _name_after
+from ._registry import HubLimits as HubLimits
 from .asgi import Endpoint as Endpoint
 from .client import EventSource as EventSource
 from .client import connect as connect
@@ -24,7 +25,6 @@ from .errors import Refused as Refused
 from .errors import SessionEnded as SessionEnded
 from .hooks import Hooks as Hooks
 from .hub import Hub as Hub
-from .hub import HubLimits as HubLimits
 from .hub import HubStatistics as HubStatistics
 from .log import EventLog as EventLog
 from .log import Gap as Gap

@@ -18,8 +18,7 @@ from typing import Final, Literal, final
 import trio
 
 from ._groups import no_lone_group
-from ._registry import RETRY_AFTER, Registry, Visit
-from ._registry import HubLimits as HubLimits
+from ._registry import RETRY_AFTER, HubLimits, Registry, Visit
 from .dispatch import YIELD_EVERY, Dispatcher
 from .errors import HubClosed, Refused
 from .hooks import Hooks

@@ -13,8 +13,9 @@ from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 
 from .._access import Access
+from .._registry import HubLimits
 from ..asgi import Endpoint
-from ..hub import Hub, HubLimits
+from ..hub import Hub
 from ..outbox import OutboxLimits, Overflow
 from ..service import EVENTS_PATH, Service
 from ._log import (

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import mcp_desk as desk
 import mcp_types as types
 import pytest
 import trio
+from mcp.server import MCPServer, Server
+from mcp.server.mcpserver import Context
+from mcp.server.subscriptions import InMemorySubscriptionBus, ToolsListChanged
 from mcp.shared.exceptions import MCPError
 from mcp_parts import OPEN, Parts, call, said, serving, text
 
@@ -61,6 +65,119 @@ class TestTelling:
             assert app.hub.statistics().unregistered == {"application": 1, "replaced": 2}
 
 
+class TestSubscriptions:
+    """To resources, and to what changes: in the revisions with sessions and without."""
+
+    @staticmethod
+    def server() -> tuple[Any, Any]:
+        server: Any = MCPServer("notes")
+        notes: dict[str, str] = {"a": "1"}
+
+        @server.resource("note://{name}")
+        def note(name: str) -> str:
+            return notes[name]
+
+        @server.tool()
+        async def write(note: str, text: str, ctx: Context) -> str:
+            notes[note] = text
+            await ctx.notify_resource_updated(f"note://{note}")
+            await ctx.notify_resources_changed()
+            return "written"
+
+        return server, notes
+
+    async def test_who_has_subscribed_is_told(self) -> None:
+        app = McpApp(self.server()[0])
+        async with app, connect(app) as client, connect(app) as other:
+            assert client.server["capabilities"]["resources"]["subscribe"] is True
+            await client.request("resources/subscribe", {"uri": "note://a"})
+            mine = app.sessions[client.session_id or ""]
+            assert mine.subscriptions == {"note://a"}
+            async with client.listen() as stream:
+                assert app.notify_updated("note://a").sent == (mine.id,)
+                assert app.notify_updated("note://b").sent == ()
+                await other.request("tools/call", call("write", note="a", text="2"))
+                found = [await client.receive(stream) for _ in range(3)]
+                assert [message["method"].rpartition("/")[2] for message in found] == [
+                    "updated",
+                    "updated",
+                    "list_changed",
+                ]
+                assert found[1]["params"] == {"uri": "note://a"}
+                await client.request("resources/unsubscribe", {"uri": "note://a"})
+                assert app.notify_updated("note://a").sent == ()
+
+    async def test_they_are_bounded(self) -> None:
+        app = McpApp(self.server()[0])
+        async with app, connect(app) as client:
+            (session,) = app.sessions.values()
+            session.subscriptions |= {f"note://{number}" for number in range(1024)}
+            with pytest.raises(RequestFailed, match="more than 1024"):
+                await client.request("resources/subscribe", {"uri": "note://a"})
+
+    async def test_a_servers_own_handlers_are_asked_too(self) -> None:
+        asked: list[str] = []
+
+        async def note(_ctx: Any, params: Any) -> types.EmptyResult:
+            asked.append(str(params.uri))
+            if "secret" in str(params.uri):
+                raise MCPError(types.INVALID_PARAMS, "not for you")
+            return types.EmptyResult()
+
+        async def nothing(_ctx: Any, _params: Any) -> Any:
+            raise AssertionError
+
+        server: Any = Server(
+            "own",
+            on_read_resource=nothing,
+            on_list_resources=nothing,
+            on_subscribe_resource=note,
+            on_unsubscribe_resource=note,
+        )
+        app = McpApp(server)
+        async with app, connect(app) as client:
+            (session,) = app.sessions.values()
+            await client.request("resources/subscribe", {"uri": "x://a"})
+            with pytest.raises(RequestFailed, match="not for you"):
+                await client.request("resources/subscribe", {"uri": "x://secret"})
+            assert session.subscriptions == {"x://a"}
+            await client.request("resources/unsubscribe", {"uri": "x://a"})
+            assert (session.subscriptions, asked) == (set(), ["x://a", "x://secret", "x://a"])
+
+    async def test_without_resources_there_is_nothing_to_subscribe_to(self) -> None:
+        async with serving() as (_, client, _):
+            with pytest.raises(RequestFailed, match="not found"):
+                await client.request("resources/subscribe", {"uri": "x://a"})
+
+    async def test_those_without_a_session_are_told_as_well(self) -> None:
+        app = McpApp(self.server()[0])
+        wanted = {"resourceSubscriptions": ["note://a"], "resourcesListChanged": True}
+        listen = desk.message("subscriptions/listen", 7, notifications=wanted)
+        async with app, desk.sending(app, listen) as stream:
+            acknowledged = await desk.next_message(stream)
+            assert acknowledged["method"] == "notifications/subscriptions/acknowledged"
+            assert len(app.notify_updated("note://a").sent) == 1
+            assert app.notify_updated("note://b").sent == ()
+            assert len(app.notify_all("notifications/resources/list_changed").sent) == 1
+            assert app.notify_all("notifications/tools/list_changed").sent == ()
+            nobody = app.notify_all("notifications/resources/list_changed", where=lambda _: True)
+            assert nobody.sent == ()
+            await desk.send(app, desk.calling("write", note="a", text="2"))
+            methods = [(await desk.next_message(stream))["method"] for _ in range(4)]
+            assert [method.rpartition("/")[2] for method in methods] == [
+                *("updated", "list_changed"),
+                *("updated", "list_changed"),  # each once: what the server publishes itself
+            ]
+
+    async def test_a_bus_is_left_when_the_application_closes(self) -> None:
+        bus = InMemorySubscriptionBus()
+        app = McpApp(Parts().server, changes=bus)
+        async with app, connect(app) as client, client.listen() as stream:
+            await bus.publish(ToolsListChanged())
+            assert (await client.receive(stream))["method"] == "notifications/tools/list_changed"
+        assert not bus._listeners
+
+
 class TestOffers:
     async def test_tools_of_one_session(self) -> None:
         async with serving() as (app, client, _), connect(app) as other:
@@ -103,7 +220,10 @@ class TestOffers:
         app = McpApp(Parts().server, hub=Hub(hooks=hooks))
         async with app, connect(app) as client:
             assert client.server["capabilities"]["prompts"] == {"listChanged": True}
-            assert client.server["capabilities"]["resources"] == {"listChanged": True}
+            assert client.server["capabilities"]["resources"] == {
+                "listChanged": True,
+                "subscribe": True,
+            }
             assert [p["name"] for p in (await client.request("prompts/list"))["prompts"]] == ["p"]
             assert (await client.request("prompts/get", {"name": "p"}))["description"] == "p"
             (listed,) = (await client.request("resources/list"))["resources"]

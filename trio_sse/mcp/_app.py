@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, final
 
 from mcp.server import MCPServer
 from mcp.server.lowlevel import Server
+from mcp.server.subscriptions import ResourceUpdated, ServerEvent, SubscriptionBus
+from mcp.shared.subscriptions import event_to_notification
 from mcp_types import PROTOCOL_VERSION_META_KEY
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
@@ -30,6 +32,7 @@ from ._session import Fate, McpSession, notification
 from ._stateless import StatelessTransport
 from ._streamable import Answers, StreamableTransport
 
+_UPDATED: Final = "notifications/resources/updated"
 _VERSION: Final = "mcp-protocol-version"
 _EXPOSED: Final = b"mcp-session-id, mcp-protocol-version, www-authenticate, retry-after"
 
@@ -40,7 +43,8 @@ class Notified:
     """Who got a notification, by session id.
 
     Attributes:
-        sent: it is on a stream that the client has open.
+        sent: it is on a stream that the client has open. Those that listen in the revision
+            without sessions are among them, by the ids of their listening.
         kept: it waits for the client to open one.
         lost: their sessions ended, or are not initialised yet.
         unwanted: it is a log message below the level that they have set.
@@ -81,6 +85,10 @@ class McpApp:
             is done at once with nothing else to say.
         retry: milliseconds after which a client is to come back whose stream was ended.
         legacy: the transport of 2024-11-05, which is off unless this is given.
+        changes: where the server publishes what changes (the SDK's ``SubscriptionBus``). It
+            is passed on to sessions: that lists have changed to all, a resource's update to
+            those that have subscribed to it. By default an ``MCPServer``'s own, which is what
+            ``ctx.notify_resource_updated`` and its like publish to.
         resource_metadata: for clients that must find their authorisation server (RFC 9728):
             ``resource``, ``authorization_servers`` and so on. A 401 then names its URL.
 
@@ -103,6 +111,7 @@ class McpApp:
         answers: Answers = "auto",
         retry: int = 1000,
         legacy: LegacySse | None = None,
+        changes: SubscriptionBus | None = None,
         resource_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.access = Access() if access is None else access
@@ -110,7 +119,10 @@ class McpApp:
         self.hub = Hub() if hub is None else hub
         if isinstance(server, MCPServer):
             _check_auth(server)
+            if changes is None:
+                changes = server._subscriptions  # pyright: ignore[reportPrivateUsage]  # as below
             server = server._lowlevel_server  # pyright: ignore[reportPrivateUsage]  # it has no other way to the kernel
+        self._changes = changes
         limits = McpLimits() if limits is None else limits
         self._core = Core(server, self.hub, limits, self.hooks)
         self._stateful = stateful
@@ -159,7 +171,20 @@ class McpApp:
     @asynccontextmanager
     async def _everything(self) -> AsyncGenerator[None, None]:
         async with self._core.opened(), self._stateless.opened():
-            yield
+            # The bus itself tells those that listen in the revision without sessions.
+            tell_no_more = _nothing
+            if self._changes is not None:
+                tell_no_more = self._changes.subscribe(self._pass_on)
+            try:
+                yield
+            finally:
+                tell_no_more()
+
+    def _pass_on(self, event: ServerEvent) -> None:
+        message = event_to_notification(event, {})
+        uri = event.uri if isinstance(event, ResourceUpdated) else None
+        params = None if uri is None else {"uri": uri}
+        self._notify_sessions(message.method, params, _subscribed(uri))
 
     async def drain(self, grace: float = 10.0) -> None:
         """As `Hub.drain`: for who serves it with something else than `trio_sse.serve`.
@@ -192,8 +217,27 @@ class McpApp:
     ) -> Notified:
         """Send a notification to all sessions, or to those for which ``where`` is true.
 
-        It goes to each client's own stream, and never waits for a client.
+        It goes to each client's own stream, and never waits for a client. Without ``where``,
+        it also goes to those that listen in the revision without sessions, if it is one that
+        they have asked for.
         """
+        told = self._notify_sessions(method, params, where)
+        if where is None:
+            told = replace(told, sent=(*told.sent, *self._stateless.notify(method, params)))
+        return told
+
+    def notify_updated(self, uri: str) -> Notified:
+        """Tell those that have subscribed to the resource at ``uri`` that it has changed."""
+        params = {"uri": uri}
+        told = self._notify_sessions(_UPDATED, params, _subscribed(uri))
+        return replace(told, sent=(*told.sent, *self._stateless.notify(_UPDATED, params)))
+
+    def _notify_sessions(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None,
+        where: Callable[[McpSession], bool] | None,
+    ) -> Notified:
         text = dump(notification(method, params))
         fates: dict[Fate, list[str]] = {"sent": [], "kept": [], "lost": [], "unwanted": []}
         for id, session in list(self.sessions.items()):
@@ -333,6 +377,14 @@ class McpApp:
 
 
 _Answer = Callable[[Exchange, object], Awaitable[None]]
+
+
+def _subscribed(uri: str | None) -> Callable[[McpSession], bool] | None:
+    return None if uri is None else lambda session: uri in session.subscriptions
+
+
+def _nothing() -> None:
+    pass
 
 
 def _check_auth(server: MCPServer[Any]) -> None:

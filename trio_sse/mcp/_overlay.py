@@ -1,7 +1,7 @@
 """What one session offers beside its server: tools, resources, templates, prompts of its own.
 
-And its log level. The kernel is given a `SessionServer` in place of the server; what it does
-not answer itself the server does.
+And its log level, and the resources it has subscribed to. The kernel is given a
+`SessionServer` in place of the server; what it does not answer itself the server does.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast, final
 from mcp.server.lowlevel import Server
 from mcp.server.lowlevel.server import HandlerEntry
 from mcp.server.models import InitializationOptions
+from mcp.shared.exceptions import MCPError
 from mcp.shared.uri_template import UriTemplate
 from mcp_types import (
+    INVALID_PARAMS,
     CallToolRequestParams,
     EmptyResult,
     GetPromptRequestParams,
@@ -29,8 +31,10 @@ from mcp_types import (
     ResourcesCapability,
     ResourceTemplate,
     SetLevelRequestParams,
+    SubscribeRequestParams,
     Tool,
     ToolsCapability,
+    UnsubscribeRequestParams,
 )
 from pydantic import BaseModel
 
@@ -48,6 +52,8 @@ LEVELS: Final[tuple[LoggingLevel, ...]] = (
     "emergency",
 )
 """From the least severe to the most."""
+
+_MAX_SUBSCRIPTIONS: Final = 1024
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 """As the SDK's request handlers: ``async (ctx, params) -> result``."""
@@ -240,10 +246,15 @@ class SessionServer:
     """A server as one session has it: what the kernel looks up, and the rest as it is."""
 
     def __init__(
-        self, server: Server[Any], offers: Offers, set_level: Callable[[LoggingLevel], None]
+        self,
+        server: Server[Any],
+        offers: Offers,
+        subscriptions: set[str],
+        set_level: Callable[[LoggingLevel], None],
     ) -> None:
         self._server = server
         self._offers = offers
+        self._subscriptions = subscriptions
         self._set_level = set_level
 
     def __getattr__(self, name: str) -> Any:
@@ -253,6 +264,10 @@ class SessionServer:
         entry = self._server.get_request_handler(method)
         if method == "logging/setLevel":
             return HandlerEntry(SetLevelRequestParams, self._sets_level(entry))
+        if method == "resources/subscribe" and self._has_resources:
+            return HandlerEntry(SubscribeRequestParams, self._subscribes(entry))
+        if method == "resources/unsubscribe" and self._has_resources:
+            return HandlerEntry(UnsubscribeRequestParams, self._unsubscribes(entry))
         return self._offers.entry(method, entry)
 
     def _sets_level(self, server_entry: HandlerEntry[Any] | None) -> Handler:
@@ -264,8 +279,35 @@ class SessionServer:
 
         return handle
 
+    @property
+    def _has_resources(self) -> bool:
+        return self._offers.has_any(_RESOURCES, _TEMPLATES) or (
+            self._server.get_request_handler("resources/read") is not None
+        )
+
+    def _subscribes(self, server_entry: HandlerEntry[Any] | None) -> Handler:
+        async def handle(ctx: Any, params: SubscribeRequestParams) -> Any:
+            if len(self._subscriptions) >= _MAX_SUBSCRIPTIONS:
+                raise MCPError(INVALID_PARAMS, f"more than {_MAX_SUBSCRIPTIONS} subscriptions")
+            result = (
+                EmptyResult() if server_entry is None else await server_entry.handler(ctx, params)
+            )
+            self._subscriptions.add(str(params.uri))
+            return result
+
+        return handle
+
+    def _unsubscribes(self, server_entry: HandlerEntry[Any] | None) -> Handler:
+        async def handle(ctx: Any, params: UnsubscribeRequestParams) -> Any:
+            self._subscriptions.discard(str(params.uri))
+            return (
+                EmptyResult() if server_entry is None else await server_entry.handler(ctx, params)
+            )
+
+        return handle
+
     def create_initialization_options(self) -> InitializationOptions:
-        """The server's, with what the session adds: log levels, news of changed offers."""
+        """The server's, with what the session adds: log levels, subscriptions, news of changes."""
         options = self._server.create_initialization_options()
         has, offers = options.capabilities, self._offers
         more: dict[str, Any] = {"logging": LoggingCapability()}
@@ -274,6 +316,5 @@ class SessionServer:
         if has.prompts or offers.has_any(_PROMPTS):
             more["prompts"] = PromptsCapability(list_changed=True)
         if has.resources or offers.has_any(_RESOURCES, _TEMPLATES):
-            subscribe = has.resources.subscribe if has.resources else None
-            more["resources"] = ResourcesCapability(subscribe=subscribe, list_changed=True)
+            more["resources"] = ResourcesCapability(subscribe=True, list_changed=True)
         return options.model_copy(update={"capabilities": has.model_copy(update=more)})

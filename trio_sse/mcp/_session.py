@@ -82,6 +82,7 @@ class McpSession:
         outlet: the transport's.
         offers: tools, resources and prompts of this session alone.
         log_level: the least severe level of log messages that the client wants.
+        subscriptions: the URIs of resources that it wants to be told of.
     """
 
     def __init__(self, core: Core, request: Request, outlet: Outlet) -> None:
@@ -102,6 +103,7 @@ class McpSession:
         self.connection = Connection.for_loop(self._dispatcher)
         self.offers = Offers(self.notify)
         self.log_level: LoggingLevel = "debug"
+        self.subscriptions: set[str] = set()
         core.by_request[id(request)] = self
 
     def __repr__(self) -> str:
@@ -176,7 +178,7 @@ class McpSession:
         self._session = session
         self.connection.session_id = session.id
         core.sessions[session.id] = self
-        server = SessionServer(core.server, self.offers, self._set_log_level)
+        server = SessionServer(core.server, self.offers, self.subscriptions, self._set_log_level)
         runner = ServerRunner(cast("Server[Any]", server), self.connection, core.lifespan_state)
         try:
             with self._idle:

@@ -179,6 +179,15 @@ class TestSurviving:
             assert log.epoch == epoch
             assert await texts_in(log) == ["1"]
 
+    @pytest.mark.parametrize(("sync", "level"), [("full", 2), ("normal", 1), ("off", 0)])
+    async def test_what_a_commit_waits_for(self, path: Path, sync: Any, level: int) -> None:
+        """That SQLite asks the disk for it: whether the disk does it no test can tell."""
+        async with SqliteLog(path, sync=sync) as log:
+            await trio.to_thread.run_sync(log._store.checkpoint)
+            for connection in (writer(log), log._store._keeper):
+                assert connection is not None
+                assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
+
     async def test_full_after_normal(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async with SqliteLog(path, sync="normal") as log:
             first = log.epoch
@@ -769,6 +778,28 @@ class TestGroups:
             go.set()
         assert groups == [1, 100]
         assert len(await held(path)) == 101
+
+    async def test_who_gives_up_before_its_turn_appends_nothing(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked, go = threading.Event(), threading.Event()
+        check = Store._check_file
+
+        def slow(store: Store) -> None:
+            asked.set()
+            go.wait(30)
+            check(store)
+
+        async with SqliteLog(path) as log, trio.open_nursery() as nursery:
+            monkeypatch.setattr(Store, "_check_file", slow)
+            nursery.start_soon(append, log, "1")
+            await until(asked.is_set)
+            with trio.move_on_after(0.01) as scope:
+                await append(log, "2")
+            assert scope.cancelled_caught
+            nursery.start_soon(append, log, "3")
+            go.set()
+        assert await held(path) == ["1", "3"]
 
     @pytest.mark.parametrize("count", [1, 2, 3, 63, 64, 65, 127, 200])
     async def test_of_any_size(self, path: Path, count: int) -> None:

@@ -70,6 +70,7 @@ class Fetcher:
         pause = Pause()
         while True:
             while not self._questions:
+                self.problem = None  # nobody has one
                 await self._came.park()
             try:
                 async with open_link(self._target, self._timeout) as link:
@@ -83,6 +84,7 @@ class Fetcher:
     async def _serve(self, link: Link, pause: Pause) -> None:
         while True:
             while not self._questions:
+                self.problem = None  # nobody has one
                 await self._came.park()
             question = self._questions.popleft()
             if not question.waiting:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, final
 
 import trio
@@ -60,6 +60,7 @@ class Reader:
         merge: what it fills; a few readers may share it.
         timeout: seconds for an answer.
         max_age: seconds after which events are deleted; ``None``: never.
+        troubled: is called when it cannot read any more.
 
     Attributes:
         problem: why it cannot read at the moment.
@@ -73,6 +74,7 @@ class Reader:
         *,
         timeout: float,
         max_age: float | None,
+        troubled: Callable[[], object],
     ) -> None:
         self._target = target
         self._keys = keys
@@ -80,6 +82,7 @@ class Reader:
         self._merge = merge
         self._timeout = timeout
         self._max_age = max_age
+        self._troubled = troubled
         self._trim_at = 0.0
         self._pause = Pause()
         self._average = 512.0  # bytes of an entry, lately
@@ -104,6 +107,7 @@ class Reader:
             except Trouble as exc:
                 if self.problem is None:
                     logger.warning("the log cannot be read: %s", exc)
+                    self._troubled()
                 self.problem = str(exc)
             await self._pause.wait()
 

@@ -150,7 +150,9 @@ class Writer:
 
     def _batch(self) -> list[_Item]:
         batch, size = list[_Item](), 0
-        while self._waiting and len(batch) < _BATCH_EVENTS and size < _BATCH_BYTES:
+        # Not so many that the first would be trimmed before anyone has read them.
+        most = min(_BATCH_EVENTS, max(1, self._max_events // 2))
+        while self._waiting and len(batch) < most and size < _BATCH_BYTES:
             item = self._waiting.popleft()
             if item.wanted:
                 batch.append(item)

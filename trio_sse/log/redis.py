@@ -257,6 +257,7 @@ class RedisLog:
                 self._merge,
                 timeout=self._timeout,
                 max_age=self._max_age,
+                troubled=self._suspect,
             )
             for part in parts
         ]
@@ -264,6 +265,11 @@ class RedisLog:
             Writer(self._target, keys, max_events=self._max_events, timeout=self._timeout)
             for keys in self._keys
         ]
+
+    def _suspect(self) -> None:
+        """Reading has failed: writing is tried, so that who publishes hears of it at once."""
+        for writer in self._writers:
+            writer.suspect()
 
 
 def _check(

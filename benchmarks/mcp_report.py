@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -108,6 +109,8 @@ def tables(results: dict[str, Any]) -> str:
         if not words.get("streams", True):
             words["open"] = "closed"
         explained = _EXPLAINED[what].format_map({k: _number(v) for k, v in words.items()})
+        number = len({r["round"] for r in results["runs"] if r["scenario"] == name})
+        explained += f" {'Medians of' if number > 1 else 'In'} {number} round{'s'[: number - 1]}."
         parts += [f"## {scenario['title']}", explained, _table(figures, name, what)]
     return "\n\n".join(parts)
 
@@ -134,7 +137,8 @@ def _alike_table(figures: Figures) -> str:
     if not scenarios:
         return ""
     heads = [f"{year}, {number}" for _, year, number in (name.split("-") for name in scenarios)]
-    lines = [f"| calls/s | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+    lines = ["Other pairs, ours to the SDK's, by revision and number of connections:\n"]
+    lines += [f"| calls/s | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
     for what, (ours, theirs) in ALIKE.items():
         ratios = [
             figures.ratio(
@@ -154,7 +158,10 @@ def _wanted(target: Target) -> str:
 def _measured(target: Target, ratio: float | None) -> str:
     if ratio is None:
         return "-"
-    return f"{1 / ratio:.2f} of it" if target.less else f"{ratio:.2f} times"
+    # Rounded so that it looks no better than it is.
+    if target.less:
+        return f"{math.ceil(100 / ratio) / 100:.2f} of it"
+    return f"{math.floor(100 * ratio) / 100:.2f} times"
 
 
 def _table(figures: Figures, scenario: str, what: str) -> str:
@@ -182,8 +189,8 @@ def _cell(value: float | None, form: str) -> str:
 def _page(results: dict[str, Any]) -> str:
     machine = results["machine"]
     versions = ", ".join(f"{name} {each}" for name, each in results["versions"].items())
-    revisions = ", ".join(dict.fromkeys(run["revision"] for run in results["runs"]))
-    rounds = max((run["round"] for run in results["runs"]), default=0)
+    revisions = list(dict.fromkeys(run["revision"] for run in results["runs"]))
+    which = " to ".join(dict.fromkeys([revisions[0], revisions[-1]]))
     return (
         "\n\n".join(
             [
@@ -196,11 +203,12 @@ def _page(results: dict[str, Any]) -> str:
                     "answer, and tells how busy it was. Make your own figures:"
                 ),
                 _HOW_TO,
-                f"These are from {machine['cpu']}, {machine['cores']} cores, "
-                f"{machine['kernel']}, {machine['python']}, {versions}, "
-                + (f"medians of {rounds} rounds" if rounds > 1 else "one round")
-                + f", {results['began'].split()[0]}, at {revisions}. On other "
-                "machines the ratios should hold, the numbers will not.",
+                (
+                    f"These are from {machine['cpu']}, {machine['cores']} cores, "
+                    f"{machine['kernel']}, {machine['python']}, {versions}, "
+                    f"{results['began'].split()[0]}, at {which}. On other "
+                    "machines the ratios should hold, the numbers will not."
+                ),
                 tables(results),
             ]
         )

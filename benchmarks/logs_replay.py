@@ -3,6 +3,8 @@
 As a program this is those who replay, so many connections in a process of their own:
 
     python benchmarks/logs_replay.py PORT LAST_EVENT_ID SESSIONS EVENTS
+
+Without a last event ID, and with 0 events, they only come: to tell the one from the other.
 """
 
 from __future__ import annotations
@@ -77,17 +79,22 @@ async def replay_beside_live(
             nursery.start_soon(meter.publish)
             await trio.sleep(_SETTLE)
             without = await meter.collect_for(sizes.seconds)
+            meter.clear()
+            await _come_in_a_process(port, "", sizes.sessions, 0)
+            arriving = meter.figures()
+            await trio.sleep(_SETTLE)
             before = _resident(server.pid)
             nursery.start_soon(meter.watch_memory, server.pid)
             meter.clear()
             began = time.perf_counter()
-            replayed = await _replay_in_a_process(port, first, sizes)
+            replayed = await _come_in_a_process(port, first, sizes.sessions, sizes.events)
             took = time.perf_counter() - began
             beside = meter.figures()
             await trio.sleep(_SETTLE)
             nursery.cancel_scope.cancel(reason="all is measured")
     return {
         "live_without": without,
+        "live_arriving": arriving,
         "live_beside": beside,
         "beside": {
             "seconds": took,
@@ -97,9 +104,10 @@ async def replay_beside_live(
     }
 
 
-async def _replay_in_a_process(port: int, last_event_id: str, sizes: Sizes) -> dict[str, float]:
-    argv = [sys.executable, __file__, str(port), last_event_id]
-    argv += [str(sizes.sessions), str(sizes.events)]
+async def _come_in_a_process(
+    port: int, last_event_id: str, sessions: int, events: int
+) -> dict[str, float]:
+    argv = [sys.executable, __file__, str(port), last_event_id, str(sessions), str(events)]
     # Below what measures: the two may have to share a core.
     done = await trio.run_process(["nice", *argv], capture_stdout=True)
     found: dict[str, float] = json.loads(done.stdout)
@@ -221,7 +229,10 @@ def _resident(pid: int) -> int:
 
 
 def main(port: int, last_event_id: str, sessions: int, events: int) -> None:
-    """Replay in so many sessions at once; print how long all took together."""
+    """Replay in so many sessions at once; print how long all took together.
+
+    With no ``events`` they only come, all at once, and stay until the last is there.
+    """
     began = time.perf_counter()
     selector = selectors.DefaultSelector()
     # For each connection: events so far, and the end of what came, which may be half a mark.
@@ -242,8 +253,11 @@ def main(port: int, last_event_id: str, sessions: int, events: int) -> None:
             count, rest = had[sock]
             data = rest + data
             count += data.count(_DATA)
-            left -= had[sock][0] < events <= count
-            assert count <= events, count
+            if events:
+                left -= had[sock][0] < events <= count
+                assert count <= events, count
+            elif b"HTTP/1.1 200" in data:
+                left -= 1
             had[sock] = count, data[-len(_DATA) + 1 :]
     seconds = time.perf_counter() - began
     print(json.dumps({"events": sessions * events, "seconds": seconds}))

@@ -38,9 +38,10 @@ _KEEP: Final[list[Column]] = [
     ("bytes kept for an event", "kept", "bytes_per_event", ".0f"),
 ]
 _LIVE: Final[list[Column]] = [
-    ("live without: median, ms", "live_without", "p50_ms", ".1f"),
+    ("alone: median, ms", "live_without", "p50_ms", ".1f"),
     ("99 %, ms", "live_without", "p99_ms", ".1f"),
-    ("live beside: median, ms", "live_beside", "p50_ms", ".1f"),
+    ("while as many connect: 99 %, ms", "live_arriving", "p99_ms", ".1f"),
+    ("while they replay: median, ms", "live_beside", "p50_ms", ".1f"),
     ("99 %, ms", "live_beside", "p99_ms", ".1f"),
     ("replayed events/s, all together", "beside", "per_s", ",.0f"),
     ("KiB a session that replays", "beside", "kib_per_session", ".0f"),
@@ -66,9 +67,10 @@ def section(results: dict[str, Any]) -> str:
     beside = (
         f"{replay['sessions']:,} sessions that connect at once and replay {replay['events']:,} "
         f"events each, beside {replay['live']} that hear {replay['rate']:.0f} new ones a second, "
-        "on one core. How late those are, without the others and beside them, from when an event "
-        "was due to be posted to each arrival. But for the log in memory the server was started "
-        "anew before, and had nothing at hand:"
+        "on one core. How late those are, from when an event was due to be posted to each "
+        "arrival: alone, while as many sessions connect that replay nothing, and beside those "
+        "that do. But for the log in memory the server was started anew before, and had nothing "
+        "at hand:"
     )
     return "\n\n".join(
         [

@@ -40,7 +40,9 @@ _COMPLAIN_EVERY: Final = 60.0
 _LOOK_EVERY: Final = 1.0
 _LINGER: Final = 2.0
 """Seconds that a client has to read the response to a request that it still sends."""
-_ACCEPT_BATCH: Final = 64
+_ACCEPT_BATCH: Final = 4
+"""Between two turns of all others: who come in a crowd would otherwise go from step to step
+side by side, and every step of theirs would be a pause for those who are there."""
 _DRAIN_BATCH: Final = 16
 _DRAIN_PAUSE: Final = 0.02
 """Seconds between batches while draining: 800 connections a second take a fifth of a core."""

@@ -20,11 +20,10 @@ import trio
 import trio.testing
 from _sessions import decoded, payloads, receive_events
 
-from trio_sse import Event, Hub, KeyReused, LogUnavailable, Record, Request
+from trio_sse import Event, Hub, KeyReused, LogUnavailable, Record, Request, UnusableLog
 from trio_sse.log import _sqlite_file, _sqlite_prompt, _sqlite_store
 from trio_sse.log import sqlite as sqlite_log
 from trio_sse.log._sqlite_cache import PageCache
-from trio_sse.log._sqlite_file import UnusableLog
 from trio_sse.log._sqlite_store import Store
 from trio_sse.log.sqlite import SqliteLog
 from trio_sse.testing import Moment, explore

@@ -23,6 +23,7 @@ from .errors import KeyReused as KeyReused
 from .errors import LogUnavailable as LogUnavailable
 from .errors import Refused as Refused
 from .errors import SessionEnded as SessionEnded
+from .errors import UnusableLog as UnusableLog
 from .hooks import Hooks as Hooks
 from .hub import Hub as Hub
 from .hub import HubStatistics as HubStatistics
@@ -87,6 +88,7 @@ __all__ = [
     "SourceStatistics",
     "StateChange",
     "Transport",
+    "UnusableLog",
     "connect",
     "encode",
     "open_log",

@@ -1,7 +1,7 @@
 """What can go wrong, split by whose fault it is.
 
 Yours: `RuntimeError`, `ValueError` (of them `KeyReused`), `TypeError`, with the wrong call
-and the right one. The peer's: `EventTooLarge` (in `trio_sse.wire`).
+and the right one. The peer's: `EventTooLarge` (in `trio_sse.wire`). The disk's: `UnusableLog`.
 Nobody's, things simply end: `SessionEnded`, `HubClosed`; or will be there again:
 `LogUnavailable`. Said on purpose: `Refused`.
 """
@@ -59,6 +59,11 @@ class HubClosed(Exception):
 @final
 class LogUnavailable(Exception):
     """The event log cannot take events at the moment; what it holds is still there."""
+
+
+@final
+class UnusableLog(Exception):
+    """What is to be opened is not an event log that can be used; it was left as it is."""
 
 
 @final

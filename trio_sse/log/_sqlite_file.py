@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import Final, Literal, NamedTuple, final
 from urllib.parse import quote
 
-from ..errors import LogUnavailable
+from ..errors import LogUnavailable, UnusableLog
 
 Sync = Literal["full", "normal", "off"]
 
@@ -36,11 +36,6 @@ SCHEMA: Final = (
     "CREATE UNIQUE INDEX event_key ON event (key) WHERE key IS NOT NULL",
     "CREATE TABLE room (data BLOB)",
 )
-
-
-@final
-class UnusableLog(Exception):
-    """The file is not a log that can be used; it was left as it is."""
 
 
 class Opened(NamedTuple):

@@ -11,7 +11,7 @@ import sqlite3
 import stat
 import time
 from contextlib import closing
-from typing import Final, Literal, NamedTuple, final
+from typing import Final, Literal, NamedTuple
 from urllib.parse import quote
 
 from ..errors import LogUnavailable, UnusableLog

@@ -355,6 +355,15 @@ def test_settings_come_from_a_file_and_the_environment(folder: Path) -> None:
     assert "did you mean 'stateless'?" in refused(folder, "demos:demo", "--config", "mcp.toml")
 
 
+def test_ids_tell_the_node(folder: Path) -> None:
+    with serving(folder, "--node", "b", "--legacy") as service:
+        one, other = (opened(service.events)["mcp-session-id"] for _ in range(2))
+        assert re.fullmatch(r"[\w-]{22}-b", one)
+        assert one != other
+        with urlopen(f"{service.url}/sse", timeout=PATIENCE) as stream:
+            assert re.search(rb"data: /message\?sessionId=[\w-]{22}-b\n", stream.read1())
+
+
 # Refusing.
 
 
@@ -375,6 +384,7 @@ def test_settings_come_from_a_file_and_the_environment(folder: Path) -> None:
         (["guarded:server"], "access=Access(authorize=...)"),
         (["demos:demo", "--path", "mcp"], "a path begins with a slash"),
         (["demos:demo", "--path", "/metrics"], "/metrics is taken"),
+        (["demos:demo", "--node", "b c"], "letters and digits"),
         (["demos:demo", "--certfile", "demos.py"], "TLS needs both"),
         (["demos:demo", "--bind", "127.0.0.1:99999"], "choose another place with --bind"),
         (["demos:demo", "--bind", "0.0.0.0:0"], "TRIO_SSE_MCP_TOKEN=... trio-sse mcp demos:demo"),

@@ -152,6 +152,23 @@ async def test_the_first_event_says_where_to_post(
         assert (endpoint.type, endpoint.data) == ("endpoint", expected + session_id)
 
 
+async def test_ids_of_ones_own_making(autojump_clock: trio.testing.MockClock) -> None:
+    """One that is taken is refused, and the first is untouched."""
+    async with (
+        opened(Desk(), new_session_id=lambda asked: asked.query["as"][0]) as app,
+        open_stream(app, "/sse?as=me") as stream,
+    ):
+        url = (await stream.receive_event()).data
+        assert url == "/message?sessionId=me"
+        assert (await request(app, "GET", "/sse?as=me")).status == 409
+        assert list(app.sessions) == ["me"]
+        assert (await request(app, "POST", str(url), json=INITIALIZE)).status == 202
+        assert (await stream.receive_event()).data
+    async with opened(Desk(), new_session_id=lambda _: "free again") as app:
+        with pytest.raises(ValueError, match="visible ASCII"):
+            await request(app, "GET", "/sse")
+
+
 async def test_the_streams_query_can_come_with_it(autojump_clock: trio.testing.MockClock) -> None:
     async with (
         opened(Desk(), LegacySse(append_query=True)) as app,

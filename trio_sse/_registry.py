@@ -316,18 +316,19 @@ class Visit(AbstractAsyncContextManager[tuple[Session, OutboxReceiveEnd]]):
         handler: Handler | None,
         outbox: OutboxLimits | None,
         resume: bool,
+        id: str | None,
     ) -> None:
         self._registry = registry
-        self._wanted: Any = (request, topics, handler, outbox, resume)
+        self._wanted: Any = (request, topics, handler, outbox, resume, id)
         self._session: Session
 
     async def __aenter__(self) -> tuple[Session, OutboxReceiveEnd]:
-        request, topics, handler, outbox, resume = self._wanted
+        request, topics, handler, outbox, resume, id = self._wanted
         del self._wanted
-        session = self._session = self._registry.admit(request, topics, outbox)
+        session = self._session = self._registry.admit(request, topics, outbox, id)
         self._registry.carry(session.receive_end)
         try:
-            self._registry.start(session, handler, resume=resume)
+            self._registry.start(session, handler, resume=resume, has_given_id=id is not None)
             return session, await session.wait_open()
         except BaseException:
             self._leave()

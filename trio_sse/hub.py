@@ -425,6 +425,7 @@ class Hub:
         handler: Handler | None = None,
         outbox: OutboxLimits | None = None,
         resume: bool = True,
+        id: str | None = None,
     ) -> AbstractAsyncContextManager[tuple[Session, OutboxReceiveEnd]]:
         """Accept a client: for who writes an endpoint of their own.
 
@@ -439,13 +440,15 @@ class Hub:
             outbox: other bounds than the hub's.
             resume: replay what followed the request's last event ID. Pass ``False``
                 if the handler sends ids of its own.
+            id: for the session, in place of a random one.
 
         Raises:
-            Refused: the hub is full or drains, or a register hook said so or failed.
+            Refused: the hub is full or drains, or a register hook said so or failed; 409 if
+                a session has that ``id``, which it keeps.
             HubClosed: the hub is not open.
             TypeError: ``topics`` is one string.
         """
-        return Visit(self._registry, request, topics, handler, outbox, resume)
+        return Visit(self._registry, request, topics, handler, outbox, resume, id)
 
     async def start_session(
         self, request: Request, *, handler: Handler, id: str | None = None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hmac
+import re
+import secrets
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -74,6 +77,11 @@ ENV_PREFIX: Final = "TRIO_SSE_MCP"
     type=click.Choice(["auto", "json", "sse"]),
     default="auto",
     help="How calls are answered. auto: JSON for what is done at once with nothing else to say.",
+)
+@option(
+    "--node",
+    metavar="NAME",
+    help="End session ids with -NAME: a proxy for several nodes then knows whose they are.",
 )
 @option("--max-sessions", type=COUNT, default=10_000, help="Sessions in all.")
 @option(
@@ -192,6 +200,7 @@ def _make(target: str, settings: dict[str, Any]) -> tuple[McpService, McpApp]:
                 keep_alive=settings["keep_alive"],
             ),
             stateful=not settings["stateless"],
+            new_session_id=_ids_of(settings["node"]),
             answers=settings["answers"],
             legacy=LegacySse() if settings["legacy"] else None,
         )
@@ -203,6 +212,14 @@ def _make(target: str, settings: dict[str, Any]) -> tuple[McpService, McpApp]:
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     return service, app
+
+
+def _ids_of(node: str | None) -> Callable[[Request], str] | None:
+    if not node:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", node):
+        raise ValueError(f"--node {node!r}: letters and digits, as in --node b")
+    return lambda _: f"{secrets.token_urlsafe(16)}-{node}"
 
 
 class _Bearer:

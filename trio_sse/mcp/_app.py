@@ -124,10 +124,10 @@ class McpApp:
             server = server._lowlevel_server  # pyright: ignore[reportPrivateUsage]  # it has no other way to the kernel
         self._changes = changes
         limits = McpLimits() if limits is None else limits
-        self._core = Core(server, self.hub, limits, self.hooks)
+        self._core = Core(server, self.hub, limits, self.hooks, new_session_id)
         self._stateful = stateful
         self._stateless = StatelessTransport(self._core)
-        self._streamable = StreamableTransport(self._core, new_session_id, answers, retry)
+        self._streamable = StreamableTransport(self._core, answers, retry)
         self._metadata = None if resource_metadata is None else ResourceMetadata(resource_metadata)
         self._routes: list[tuple[re.Pattern[str], str, _Answer]] = [
             (_pattern(path), "GET, POST, DELETE", self._answer_main)

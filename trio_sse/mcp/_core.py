@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 from weakref import WeakValueDictionary
 
 from mcp.server.lowlevel import Server
 
 from ..errors import HubClosed
 from ..hub import Hub
+from ..session import Request
 from ._hooks import RequestHooks
 from ._messages import Rejected
 
 if TYPE_CHECKING:
     from ._session import McpSession
+
+_SESSION_ID: Final = re.compile(r"[\x21-\x7e]+")
 
 
 @final
@@ -84,7 +88,12 @@ class Core:
     """
 
     def __init__(
-        self, server: Server[Any], hub: Hub, limits: McpLimits, hooks: RequestHooks
+        self,
+        server: Server[Any],
+        hub: Hub,
+        limits: McpLimits,
+        hooks: RequestHooks,
+        new_session_id: Callable[[Request], str] | None,
     ) -> None:
         self.server = server
         self.hub = hub
@@ -92,6 +101,7 @@ class Core:
         self.hooks = hooks
         self.sessions: dict[str, McpSession] = {}
         self.by_request: WeakValueDictionary[int, McpSession] = WeakValueDictionary()
+        self._new_session_id = new_session_id
         self._is_open = False
         self._lifespan_state: Any = None
 
@@ -121,6 +131,17 @@ class Core:
 
     def _close(self) -> None:
         self._is_open = False
+
+    def session_id(self, request: Request) -> str | None:
+        """The id that the application wants the session to have; ``None`` for a random one."""
+        if self._new_session_id is None:
+            return None
+        id = self._new_session_id(request)
+        if not _SESSION_ID.fullmatch(id):
+            raise ValueError(
+                f"new_session_id returned {id!r}: a session id is visible ASCII characters"
+            )
+        return id
 
     def check_accepting(self) -> None:
         """Do nothing if new requests are accepted.

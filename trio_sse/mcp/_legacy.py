@@ -104,7 +104,11 @@ class LegacyTransport:
             raise Rejected(503, "no room for more sessions", headers=((b"retry-after", b"5"),))
         outlet = _Outlet(core, exchange.request)
         async with core.hub.open_session(
-            exchange.request, topics=(), handler=outlet.run, resume=False
+            exchange.request,
+            topics=(),
+            handler=outlet.run,
+            resume=False,
+            id=core.session_id(exchange.request),
         ) as (session, receive_end):
             endpoint = Event(self._message_url(exchange, session.id), type="endpoint")
             self._outlets[session.id] = outlet

@@ -7,7 +7,6 @@ too long, when the server drains, or when the application says so.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Literal, cast, final
@@ -26,7 +25,7 @@ from mcp_types import (
 from mcp_types.version import is_version_at_least
 
 from ..asgi import check_accept
-from ..session import EndReason, Request
+from ..session import EndReason
 from ._core import Core
 from ._exchange import Exchange
 from ._messages import Rejected, kernel_id, to_message
@@ -36,7 +35,6 @@ from ._streams import Stream, Streams
 Answers = Literal["auto", "json", "sse"]
 
 SESSION_ID: Final = "mcp-session-id"
-_SESSION_ID: Final = re.compile(r"[\x21-\x7e]+")
 _SOON: Final = 0.1
 """Seconds within which a call that has nothing else to say is answered as JSON."""
 _CANCELLED: Final = -32800
@@ -54,12 +52,10 @@ class StreamableTransport:
     def __init__(
         self,
         core: Core,
-        new_session_id: Callable[[Request], str] | None,
         answers: Answers,
         retry: int,
     ) -> None:
         self._core = core
-        self._new_session_id = new_session_id
         self._answers: Answers = answers
         self._retry = retry
         self._opening = 0  # sessions that are being registered
@@ -98,14 +94,7 @@ class StreamableTransport:
             await self._answer_initialize(exchange, messages[0])
 
     async def _answer_initialize(self, exchange: Exchange, message: JSONRPCMessage) -> None:
-        id = None
-        if self._new_session_id is not None:
-            id = self._new_session_id(exchange.request)
-            if not _SESSION_ID.fullmatch(id):
-                raise ValueError(
-                    f"new_session_id returned {id!r}: a session id is visible ASCII characters"
-                )
-        session = await self._open(exchange, id)
+        session = await self._open(exchange, self._core.session_id(exchange.request))
         established = False
         try:
             with session.held():

@@ -89,12 +89,10 @@ def section(results: dict[str, Any]) -> str:
 
 def _rounds(results: dict[str, Any]) -> str:
     counts = {n for engine in results["engines"].values() for n in engine["rounds"].values()}
-    least = min(counts)
-    if max(counts) == 1:
+    least, most = min(counts), max(counts)
+    if most == 1:
         return ", one round"
-    return f", medians of {max(counts)} rounds" + (
-        f", and {least} for what is beside a replay" if least < max(counts) else ""
-    )
+    return f", medians of {most} rounds" if least == most else f", {least} to {most} rounds each"
 
 
 def _table(results: dict[str, Any], columns: list[Column]) -> str:

@@ -47,7 +47,7 @@ myst_heading_anchors = 3
 # the list when a signature first names it.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(collections|contextlib|enum|logging|pathlib|random|ssl)\..*"),
+    (r"py:.*", r"(collections|contextlib|enum|logging|os|pathlib|random|ssl)\..*"),
     (r"py:.*", r"(types|typing(_extensions)?)\..*"),
     (r"py:.*", r"(click|h11|hypercorn|outcome|prometheus_client|trio)\..*"),
     # What a decorator takes and returns.

@@ -28,6 +28,7 @@ from test_cli import PATIENCE, free_port
 import trio_sse
 from trio_sse import testing
 from trio_sse.cli import main
+from trio_sse.log import redis, sqlite
 from trio_sse.session import EndKind
 
 ROOT = Path(__file__).parent.parent
@@ -269,6 +270,7 @@ def test_settings_files_are_understood(tmp_path: Path) -> None:
     with main.commands["serve"].make_context("serve", ["--config", str(path)]) as context:
         assert context.params["log_events"] == 500_000
         assert context.params["overflow"] == "drop-oldest"
+        assert context.params["workers"] == 2
         assert len(context.params["bind"]) == 2
 
 
@@ -295,7 +297,8 @@ def default_of(name: str) -> object:
     *path, parameter = name.split(".")
     if path == ["Config"]:
         return getattr(Config(), parameter)
-    owner: Any = trio_sse
+    engines = {"SqliteLog": sqlite, "RedisLog": redis}
+    owner: Any = engines.get(path[0], trio_sse)
     for part in path:
         owner = getattr(owner, part)
     return inspect.signature(owner).parameters[parameter].default

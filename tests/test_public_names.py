@@ -15,7 +15,13 @@ import trio_sse
 import trio_sse.testing
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference.md"
-IN_MODULES_OF_THEIR_OWN = ["trio_sse.metrics.HubCollector", "trio_sse.service.Service"]
+IN_MODULES_OF_THEIR_OWN = [
+    "trio_sse.metrics.HubCollector",
+    "trio_sse.service.Service",
+    "trio_sse.log.sqlite.SqliteLog",
+    "trio_sse.log.redis.RedisLog",
+    "trio_sse.log.redis.RedisLogStatistics",
+]
 PUBLIC = [trio_sse, trio_sse.testing]
 
 

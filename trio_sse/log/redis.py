@@ -133,7 +133,7 @@ class RedisLog:
 
     @property
     def trimmed(self) -> int:
-        """Of what is in memory: `replay` goes back further."""
+        """What lies before the newest, which are in memory; `replay` goes back further."""
         return self._merge.tail.trimmed
 
     @property

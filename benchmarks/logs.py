@@ -113,7 +113,8 @@ async def placed(
     try:
         yield Place(engine, url, directory, server.pid)
     finally:
-        await server.kill()
+        with trio.move_on_after(10, shield=True):
+            await server.kill()
 
 
 async def publish(log: EventLog, count: int, publishers: int) -> dict[str, float]:

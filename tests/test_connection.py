@@ -34,6 +34,7 @@ from trio_sse import (
     server,
 )
 from trio_sse._app_tasks import Inbox
+from trio_sse._connection import Connection
 from trio_sse.asgi import TOO_SLOW
 
 
@@ -424,3 +425,33 @@ async def test_who_asks_when_the_client_has_gone_is_told_at_once(inbox: Inbox) -
     told: list[bool] = []
     inbox.when_gone(told.append)
     assert told == [False]
+
+
+@pytest.mark.parametrize(
+    ("headers", "pieces"),
+    [([(b"content-length", b"5")], 1), ([], 3)],
+    ids=["of known length", "in chunks"],
+)
+async def test_a_response_of_known_length_is_one_write(
+    headers: list[tuple[bytes, bytes]], pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+    send_piece = Connection._send_piece
+
+    async def recorded(self: Connection, data: bytes) -> None:
+        sent.append(data)
+        await send_piece(self, data)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    monkeypatch.setattr(Connection, "_send_piece", recorded)
+    async with serving(app) as running, connected(running) as client:
+        await client.send(get("/", "Connection: close"))
+        answer = await client.to_end()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"hello" in answer
+    assert b"".join(sent) == answer
+    assert len(sent) == pieces

@@ -46,12 +46,36 @@ _LOST: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, tri
 
 
 class HTTP1Only(H11Protocol):
-    """HTTP/1.1 without the ways into HTTP/2, whose flow control Hypercorn does not pass on."""
+    """HTTP/1.1 without the ways into HTTP/2, whose flow control Hypercorn does not pass on.
+
+    The head of a response whose length is known leaves with the first of its body.
+    """
+
+    _held: bytes = b""
+
+    async def _send_h11_event(self, event: Any) -> None:
+        try:
+            data = cast("bytes | None", cast("Any", self).connection.send(event)) or b""
+        except h11.LocalProtocolError:
+            if self.connection.their_state != h11.ERROR:
+                raise
+            return
+        if self._held:
+            data = self._held + data
+            del self._held
+        if isinstance(event, h11.Response) and _has_length(event):
+            self._held = data
+        elif data:
+            await self.send(RawData(data=data))
 
     async def _check_protocol(self, event: h11.Request) -> None:
         if event.http_version not in (b"1.0", b"1.1"):
             await self._send_error_response(505)
             raise ConnectionError("a client asked for HTTP/2, which is off")
+
+
+def _has_length(response: h11.Response) -> bool:
+    return any(name == b"content-length" for name, _ in response.headers)
 
 
 @final
@@ -133,7 +157,7 @@ class Connection:
         "_failures",
         "_handling",
         "_protocol",
-        "_send_lock",
+        "_sent",
         "_server",
         "_socket",
         "_tasks",
@@ -150,7 +174,7 @@ class Connection:
         # Not in one of Trio's streams, if it is plain: a kilobyte less for each session.
         self._socket = sock
         self._tls = tls
-        self._send_lock: trio.Lock | None = None  # while something is sent
+        self._sent: trio.lowlevel.ParkingLot | None = None  # made when somebody must wait
         self._handling: trio.CancelScope | None = None  # what was read last
         self._tasks = AppTasks(tasks, self._fail)
         self._protocol: ProtocolWrapper | H11Protocol | None = None
@@ -252,11 +276,11 @@ class Connection:
     async def _send(self, event: Event) -> None:
         """What Hypercorn's protocol calls to have its way with the connection."""
         if isinstance(event, RawData):
-            lock = self._send_lock = self._send_lock or trio.Lock()
-            async with lock:
-                await self._send_data(event.data)
-            if not lock.locked():  # nor does anybody wait for it
-                self._send_lock = None
+            while self.sending_since is not None:  # another task is at it
+                if self._sent is None:
+                    self._sent = trio.lowlevel.ParkingLot()
+                await self._sent.park()
+            await self._send_data(event.data)
         elif isinstance(event, Closed):
             self._end()
         elif isinstance(event, Updated):
@@ -274,6 +298,8 @@ class Connection:
             raise
         finally:
             self.sending_since = None
+            if self._sent is not None:
+                self._sent.unpark()
 
     async def _send_piece(self, data: bytes) -> None:
         if self._tls is not None:

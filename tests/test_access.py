@@ -386,7 +386,9 @@ async def test_a_preflight_needs_no_token(hub: Hub) -> None:
         ALLOW_ORIGIN: "https://a.org",
         CREDENTIALS: "true",
         "access-control-allow-methods": "GET, HEAD, OPTIONS, POST",
-        "access-control-allow-headers": "authorization, cache-control, content-type, idempotency-key, last-event-id",
+        "access-control-allow-headers": (
+            "authorization, cache-control, content-type, idempotency-key, last-event-id"
+        ),
         "access-control-max-age": "600",
     }
     elsewhere = await testing.request(app, "OPTIONS", "/", headers={**asks, "host": "b"})

@@ -210,6 +210,7 @@ class TestKilled:
         )
         return json.loads(done.stdout)  # type: ignore[no-any-return]  # dict[str, int], from there
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize(("max_events", "wal_bytes"), [(1000, 100_000), (4, 1)])
     def test_before_each_statement(self, max_events: int, wal_bytes: int, figure: Figure) -> None:
         """From the making of the file to its closing, with trimming and checkpoints or without."""

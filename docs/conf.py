@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import trio_sse
+import trio_sse.mcp
+import trio_sse.mcp.testing
 import trio_sse.testing
 
 if TYPE_CHECKING:
@@ -49,9 +51,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|contextlib|enum|logging|os|pathlib|random|ssl)\..*"),
     (r"py:.*", r"(types|typing(_extensions)?)\..*"),
-    (r"py:.*", r"(click|h11|hypercorn|outcome|prometheus_client|trio)\..*"),
+    (r"py:.*", r"(click|h11|hypercorn|mcp|mcp_types|outcome|prometheus_client|trio)\..*"),
     # What a decorator takes and returns.
-    (r"py:class", r"trio_sse\.hooks\.F"),
+    (r"py:class", r"trio_sse\.(mcp\._)?hooks\.F"),
     # An attribute's docstring may begin with its unit, where Sphinx looks for its type.
     (r"py:class", r"Bytes|Seconds|Milliseconds"),
 ]
@@ -80,7 +82,7 @@ def written_in(module: ModuleType, name: str) -> str:
 
 # Public names call themselves `trio_sse.Name`. Sphinx looks for the docstrings of
 # attributes, the order of members and the meaning of annotations where they are written.
-for public in (trio_sse, trio_sse.testing):
+for public in (trio_sse, trio_sse.testing, trio_sse.mcp):
     for short in public.__all__:
         vars(public)[short].__module__ = written_in(public, short)
 
@@ -92,6 +94,7 @@ def hide_signature(
     made_by_the_library = name.rpartition(".")[2] in (
         *("EventSource", "OutboxReceiveEnd", "Session"),
         *("Exploration", "Moment", "Stream"),
+        *("Call", "Client", "McpSession", "Notified", "Offers"),
     )
     return ("", None) if what == "class" and made_by_the_library else None
 

@@ -1,19 +1,20 @@
 """Directives that make tables from the code, so that these cannot say something else.
 
-``settings-table`` is what ``trio-sse serve`` can be told, ``metrics-table`` what it tells
-Prometheus. Both are for pages in Markdown.
+``settings-table`` is what ``trio-sse serve`` can be told, ``mcp-settings-table`` what ``trio-sse
+mcp`` can, ``metrics-table`` what they tell Prometheus. They are for pages in Markdown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 from sphinx.util.docutils import SphinxDirective
 
 from trio_sse import Hub
-from trio_sse.cli.serve import ENV_PREFIX, serve
+from trio_sse.cli import main
 from trio_sse.metrics import HubCollector
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 Row = tuple[str, str, str]
 
 
-def settings() -> Iterator[Row]:
-    """Each option of ``trio-sse serve``."""
+def settings(command: click.Command) -> Iterator[Row]:
+    """Each option of a command."""
     yield "Flag", "Default", "Meaning"
-    context = click.Context(serve, auto_envvar_prefix=ENV_PREFIX, show_default=True)
-    for option in serve.params:
+    context = click.Context(command, show_default=True)
+    for option in command.params:
         if not isinstance(option, click.Option) or option.name == "help":
             continue
         names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
@@ -62,7 +63,8 @@ class Table(SphinxDirective):
     """A table of what the code says."""
 
     makers: ClassVar[dict[str, Callable[[], Iterator[Row]]]] = {
-        "settings-table": settings,
+        "settings-table": partial(settings, main.commands["serve"]),
+        "mcp-settings-table": partial(settings, main.commands["mcp"]),
         "metrics-table": metrics,
     }
 

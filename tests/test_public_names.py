@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import trio_sse
+import trio_sse.mcp
 import trio_sse.testing
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -21,8 +22,12 @@ IN_MODULES_OF_THEIR_OWN = [
     "trio_sse.log.sqlite.SqliteLog",
     "trio_sse.log.redis.RedisLog",
     "trio_sse.log.redis.RedisLogStatistics",
+    "trio_sse.mcp.testing.Client",
+    "trio_sse.mcp.testing.HttpFailed",
+    "trio_sse.mcp.testing.RequestFailed",
+    "trio_sse.mcp.testing.connect",
 ]
-PUBLIC = [trio_sse, trio_sse.testing]
+PUBLIC = [trio_sse, trio_sse.testing, trio_sse.mcp]
 
 
 def imported(module: ModuleType) -> list[str]:

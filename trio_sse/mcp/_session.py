@@ -70,6 +70,10 @@ class Outlet(Protocol):
         ...
 
 
+_INLINE: Final = frozenset({"initialize"})
+"""What is answered before the next message is looked at."""
+
+
 @final
 class McpSession:
     """A client's session, as the application sees it.
@@ -97,7 +101,7 @@ class McpSession:
             self._inbox,
             _KernelWriter(self),
             transport_builder=_transport_context,
-            inline_methods=frozenset({"initialize"}),
+            inline_methods=_INLINE,
         )
         self.request = request
         self.connection = Connection.for_loop(self._dispatcher)
@@ -111,7 +115,7 @@ class McpSession:
 
     @property
     def session(self) -> Session:
-        """The session that this is: its nursery, its reason, its statistics.
+        """The hub's session that this is, with its nursery, its reason and its statistics.
 
         Raises:
             RuntimeError: it has not begun.
@@ -290,25 +294,43 @@ class Inbox:
     """
 
     def __init__(self) -> None:
-        self._send, self._receive = trio.open_memory_channel[
-            tuple[contextvars.Context, SessionMessage]
-        ](0)
+        # Not one of Trio's channels, which would be a kilobyte and a half for each session.
+        self._offered: list[tuple[contextvars.Context, SessionMessage]] = []
+        self._closed = False
+        self._changed = trio.lowlevel.ParkingLot()
         self.last_context: contextvars.Context | None = None
 
     async def put(self, message: SessionMessage) -> None:
+        """Hand ``message`` over; if cancelled before it was taken, it is not.
+
+        Raises:
+            Rejected: 404; nobody reads any more.
+        """
+        await trio.lowlevel.checkpoint()
+        offer = (contextvars.copy_context(), message)
+        self._offered.append(offer)
+        self._changed.unpark_all()
         try:
-            await self._send.send((contextvars.copy_context(), message))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise session_not_found() from None
+            while not self._closed and any(each is offer for each in self._offered):
+                await self._changed.park()
+        finally:
+            taken = all(each is not offer for each in self._offered)
+            self._offered[:] = [each for each in self._offered if each is not offer]
+        if not taken:
+            raise session_not_found()
 
     def close(self) -> None:
-        self._receive.close()
+        self._closed = True
+        self._changed.unpark_all()
 
     async def receive(self) -> SessionMessage | Exception:
-        try:
-            self.last_context, message = await self._receive.receive()
-        except (trio.EndOfChannel, trio.ClosedResourceError):
-            raise anyio.ClosedResourceError from None
+        await trio.lowlevel.checkpoint()
+        while not self._offered and not self._closed:
+            await self._changed.park()
+        if self._closed:
+            raise anyio.ClosedResourceError
+        self.last_context, message = self._offered.pop(0)
+        self._changed.unpark_all()
         return message
 
     def __aiter__(self) -> Inbox:

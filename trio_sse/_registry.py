@@ -26,6 +26,8 @@ from .session import EndReason, Handler, Request, Session
 
 logger = logging.getLogger("trio_sse")
 
+_NOTHING: Final = frozenset[str]()
+"""One for all: an empty set has two hundred bytes."""
 RETRY_AFTER: Final = 5
 """Seconds that a refused client is asked to wait."""
 
@@ -136,7 +138,7 @@ class Registry:
                 f"open_session(topics={topics!r}) would be one topic for each letter; "
                 f"several are expected, as in open_session(topics=[{topics!r}])"
             )
-        wanted = None if topics is None else frozenset(topics)
+        wanted = None if topics is None else frozenset(topics) or _NOTHING
         try:
             self._check()
             self._check_limits(request, wanted)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, final
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast, final
 
 import anyio
 import trio

@@ -57,12 +57,17 @@ class Service:
         threads = Path(f"/proc/{self.process.pid}/task").iterdir()
         return [int(pid) for each in threads for pid in (each / "children").read_text().split()]
 
-    def sockets(self, pid: int) -> int:
-        """How many it has, all told."""
+    def clients(self, pid: int) -> int:
+        """How many connections of clients it has."""
+        port = f":{int(self.url.rpartition(':')[2]):04X}"
+        lines = map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:])
+        established = {
+            f"socket:[{it[9]}]" for it in lines if it[1].endswith(port) and it[3] == "01"
+        }
         found = 0
         for fd in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # closed meanwhile
-                found += os.readlink(fd).startswith("socket:")
+                found += os.readlink(fd) in established
         return found
 
     async def publish(self, data: str) -> str:
@@ -149,19 +154,19 @@ async def listening_everywhere(service: Service) -> AsyncIterator[Listeners]:
     listeners = Listeners(service)
     await eventually(lambda: len(service.urls()) == WORKERS)
     service.url = service.urls()[0].replace("127.0.0.1", "localhost")
-    before = {pid: service.sockets(pid) for pid in service.workers()}
-    assert len(before) == WORKERS
+    workers = {*service.workers()}
+    assert len(workers) == WORKERS
     async with trio.open_nursery() as nursery:
         # Who has enough of them is stopped meanwhile, so that the others have their turn.
         try:
-            while short := [pid for pid, had in before.items() if service.sockets(pid) < had + 2]:
-                for pid in before.keys() - {*short}:
+            while short := {pid for pid in workers if service.clients(pid) < 2}:
+                for pid in workers - short:
                     os.kill(pid, signal.SIGSTOP)
                 listeners.got.append([])
                 nursery.start_soon(listeners.listen, len(listeners.got) - 1)
                 await listeners.until(lambda: len(listeners.open) == len(listeners.got))
         finally:
-            for pid in before:
+            for pid in workers:
                 os.kill(pid, signal.SIGCONT)
         await service.publish("first")
         await listeners.all_have(1)

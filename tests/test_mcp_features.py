@@ -111,6 +111,8 @@ class TestSubscriptions:
         app = McpApp(self.server()[0])
         async with app, connect(app) as client:
             (session,) = app.sessions.values()
+            with pytest.raises(RequestFailed, match="more than 4096"):
+                await client.request("resources/subscribe", {"uri": f"note://{'a' * 4096}"})
             session.subscriptions |= {f"note://{number}" for number in range(1024)}
             with pytest.raises(RequestFailed, match="more than 1024"):
                 await client.request("resources/subscribe", {"uri": "note://a"})

@@ -54,6 +54,8 @@ LEVELS: Final[tuple[LoggingLevel, ...]] = (
 """From the least severe to the most."""
 
 _MAX_SUBSCRIPTIONS: Final = 1024
+_MAX_URI: Final = 4096
+"""Characters of a URI that is subscribed to: it is kept as long as the session."""
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 """As the SDK's request handlers: ``async (ctx, params) -> result``."""
@@ -289,6 +291,8 @@ class SessionServer:
         async def handle(ctx: Any, params: SubscribeRequestParams) -> Any:
             if len(self._subscriptions) >= _MAX_SUBSCRIPTIONS:
                 raise MCPError(INVALID_PARAMS, f"more than {_MAX_SUBSCRIPTIONS} subscriptions")
+            if len(str(params.uri)) > _MAX_URI:
+                raise MCPError(INVALID_PARAMS, f"a URI of more than {_MAX_URI} characters")
             result = (
                 EmptyResult() if server_entry is None else await server_entry.handler(ctx, params)
             )

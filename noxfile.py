@@ -159,7 +159,7 @@ def soak(session: nox.Session) -> None:
 def pytest_options() -> list[str]:
     return [
         *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)),
-        *("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"),
+        *("-n", "4", "--dist", "worksteal"),  # many wait, for a process or a timer
         *("--timeout", "120"),  # seconds: a hang is a failure with a traceback
     ]
 

@@ -7,6 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.exhaustive
+
 CHAOS = Path(__file__).resolve().parent.parent / "benchmarks" / "chaos.py"
 
 

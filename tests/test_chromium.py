@@ -20,7 +20,7 @@ from browser import (
 )
 from selenium.webdriver.common.keys import Keys
 
-pytestmark = [pytest.mark.chromium, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.chromium, pytest.mark.timeout(300)]
 
 PAGE = """<!doctype html><title>a page</title><link rel="icon" href="data:,"><script>
 const got = [];

@@ -8,12 +8,15 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 from hypercorn.config import Config
 
 from trio_sse import Endpoint, Event, Hub, serve
 from trio_sse.client import ReadyState, Reconnect, StateChange, Transport, connect, request
+
+pytestmark = pytest.mark.exhaustive
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]

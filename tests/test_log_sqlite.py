@@ -218,6 +218,7 @@ class TestKilled:
         assert done["kills"] > 40
         figure(str(done))
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize("sync", ["full", "normal", "off"])
     def test_at_any_moment(self, sync: str, figure: Figure) -> None:
         done = self.run("kill_at_random", seed=len(sync), rounds=12, sync=sync)

@@ -151,6 +151,7 @@ class TestSettings:
         assert isinstance(make_log(settings), RedisLog)
 
 
+@pytest.mark.exhaustive
 class TestWhatCannotBeOpened:
     @pytest.mark.parametrize("workers", ["1", "2"])
     def test_a_file_that_is_no_log(self, tmp_path: Path, workers: str) -> None:

@@ -66,6 +66,7 @@ not_one = 5
 """
 # The SDK's client leaves its generators to the collector.
 pytestmark = [
+    pytest.mark.exhaustive,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]

@@ -22,6 +22,8 @@ from trio_sse.mcp._streams import Streams
 from trio_sse.mcp.testing import Client
 from trio_sse.testing import Moment, Stream, explore
 
+pytestmark = pytest.mark.exhaustive
+
 
 class Life:
     """One session's, and what it leaves behind."""

@@ -20,7 +20,7 @@ from test_cli import COMMAND, PATIENCE, free_port
 from test_mcp_command import ACCEPT, INITIALIZE, SERVER, rpc
 from test_nginx import ROOM_FOR_ALL
 
-pytestmark = [pytest.mark.nginx, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.nginx, pytest.mark.timeout(120)]
 
 CONFIG = Path(__file__).parent.parent / "docs" / "nginx-mcp.conf"
 NAME = "mcp.example.org"

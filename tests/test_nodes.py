@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.exhaustive
+
 NODES = Path(__file__).resolve().parent.parent / "benchmarks" / "nodes.py"
 HAPPENED = {
     "redis": [

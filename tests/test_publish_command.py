@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from test_cli import free_port, run, serving
 
+pytestmark = pytest.mark.exhaustive
+
 
 class Script(ThreadingHTTPServer):
     """Answers one request after the other as it is told; keeps what came."""

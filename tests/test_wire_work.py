@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from trio_sse import _event, wire
 from trio_sse.wire import Decoder, Event
 
+pytestmark = pytest.mark.exhaustive
+
 LINEAR: Final = 2.2
 """How much more twice as much may take; where something is quadratic it tends to 4."""
 

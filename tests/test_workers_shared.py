@@ -25,9 +25,12 @@ from trio_sse._fetch import request
 WORKERS = 3
 EAGER = Reconnect(initial=0.05, floor=0.02, ceiling=0.3, longest_wait=0.3, statuses={503})
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/task").exists(), reason="finds the workers through Linux' /proc"
-)
+pytestmark = [
+    pytest.mark.exhaustive,
+    pytest.mark.skipif(
+        not Path("/proc/self/task").exists(), reason="finds the workers through Linux' /proc"
+    ),
+]
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])

@@ -214,7 +214,8 @@ async def test_all_see_all_in_one_order(
             clients, events = len(listeners.got), sum(map(len, listeners.got))
         service.process.terminate()
         assert await trio.to_thread.run_sync(service.process.wait, PATIENCE) == 0
-        assert "draining 3 workers" in service.err.read_text()
+        # One that was just being started may not be counted yet.
+        assert re.search(r"draining [23] workers", service.err.read_text())
     figure(f"{clients} clients of {WORKERS} workers, {events} events, none lost, none twice")
 
 

@@ -56,7 +56,10 @@ def listen(
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     try:
-        trio.run(_print_all, source, as_json, count)
+        # At a checkpoint it cannot get lost, as it can where Python ignores exceptions.
+        trio.run(
+            _print_all, source, as_json, count, restrict_keyboard_interrupt_to_checkpoints=True
+        )
     except KeyboardInterrupt:
         _say(f"stopped; the last event id is {source.last_event_id!r}")
         sys.exit(130)

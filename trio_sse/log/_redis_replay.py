@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import final
 
+import trio
+
 from ._protocol import Gap, Page, Record
 from ._redis_entries import (
     Held,
@@ -101,6 +103,7 @@ class RedisReplay:
 
     async def read(self, limit: int, upto: int) -> Page:
         """As `Replay.read`, but for what is said above of ``upto``."""
+        await trio.lowlevel.checkpoint()  # whoever asks again for what is not there yet
         records: Sequence[Record] = []
         while not records:
             await self.ready()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
 from _parts import PARTS, require
 
 _FIGURE = "figure"
+
+
+def pytest_configure() -> None:
+    """A shell has what it runs in the background ignore Ctrl-C; what is started here must not."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -56,10 +56,7 @@ def listen(
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     try:
-        # At a checkpoint it cannot get lost, as it can where Python ignores exceptions.
-        trio.run(
-            _print_all, source, as_json, count, restrict_keyboard_interrupt_to_checkpoints=True
-        )
+        trio.run(_print_all, source, as_json, count)
     except KeyboardInterrupt:
         _say(f"stopped; the last event id is {source.last_event_id!r}")
         sys.exit(130)

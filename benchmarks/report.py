@@ -30,17 +30,18 @@ $ python benchmarks/report.py
 _WHY: Final = """\
 ## What is not reached, and why
 
-- **sse-starlette in a blast.** The peer's application shares each encoded event between its clients, \
-which most do not; and a blast is where whoever joins most wins, as the row in which it is made to \
-join shows.
-- **The bare loop, one event.** To hand an event to a session is 0.2 µs of Python beside the system \
-call. The rest of the difference is the POST that publishes, parsed by h11, and memory: the state of \
-a thousand sessions is in no cache when their turn comes. Fewer objects for each would help.
-- **Many sessions.** The bare loop has no state, and its cost grows too: that is the kernel's memory \
-for sockets, out of its caches.
-- **A publish to nobody.** It is two turns of Trio's scheduler, the publisher's checkpoint and the \
-dispatcher's waking. A dispatcher that ran inside the publisher's step would reach it, and make \
-publishers wait for sessions."""
+- **sse-starlette in a blast.** The peer's application shares each encoded event between its \
+clients, which most do not; and a blast is where whoever joins most wins, as the row in which it \
+is made to join shows.
+- **The bare loop, one event.** To hand an event to a session is 0.2 µs of Python beside the \
+system call. The rest of the difference is the POST that publishes, parsed by h11, and memory: \
+the state of a thousand sessions is in no cache when their turn comes. Fewer objects for each \
+would help.
+- **Many sessions.** The bare loop has no state, and its cost grows too: that is the kernel's \
+memory for sockets, out of its caches.
+- **A publish to nobody.** It is two turns of Trio's scheduler, the publisher's checkpoint and \
+the dispatcher's waking. A dispatcher that ran inside the publisher's step would reach it, and \
+make publishers wait for sessions."""
 _COLUMNS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "blast": {
         "deliveries_per_s": ("deliveries/s", ",.0f"),

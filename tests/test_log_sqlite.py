@@ -618,6 +618,28 @@ class TestTrouble:
             await append(log, "3")
         assert await held(path) == ["1", "2", "3"]
 
+    async def test_an_append_counts_for_more_than_a_probe(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        probing, appended = threading.Event(), threading.Event()
+
+        def probe(_: Store) -> None:
+            probing.set()
+            assert appended.wait(10)
+            raise LogUnavailable("no room")
+
+        monkeypatch.setattr(Store, "probe", probe)
+        async with SqliteLog(path) as log:
+            writer(log).execute("PRAGMA max_page_count=1")
+            with pytest.raises(LogUnavailable, match="make room"):
+                await append(log, "x" * 20_000)
+            await until(probing.is_set)
+            writer(log).execute("PRAGMA max_page_count=100000")
+            await append(log, "1")
+            appended.set()
+            await trio.sleep(0.1)
+            assert log.problem is None
+
     async def test_files_may_not_grow(self, path: Path) -> None:
         """Not SQLite's own bound: the system refuses to write, in the middle of anything."""
         script = """

@@ -319,22 +319,39 @@ class SqliteLog:
         """Forget what is too old, copy the write-ahead log, and see whether trouble is over."""
         period = min(TEND_EVERY, (self._bounds.max_age or TEND_EVERY) / 10)
         while True:
-            try:
-                if self._write_problem is not None:
-                    await self._in_thread(store.probe)
-                    self._wrote()
-                while await self._in_thread(store.trim):
-                    pass
-                if store.since_checkpoint > WAL_BYTES:
-                    await self._in_thread(store.checkpoint)
-            except LogUnavailable as exc:
-                self._failed_to_write(exc)
+            if self._write_problem is not None:
+                await self._probe(store)
+            if self._write_problem is None:
+                await self._tidy(store)
             if self._write_problem is not None:
                 await trio.sleep(RETRY_EVERY)
                 continue
             with trio.move_on_after(period):
                 await self._to_tend.wait()
             self._to_tend = trio.Event()
+
+    async def _probe(self, store: Store) -> None:
+        """See whether it can be written again.
+
+        A probe that fails says at most what is wrong by now, never that something is: it
+        wants more room than most events, and one of those may have been appended meanwhile.
+        """
+        try:
+            await self._in_thread(store.probe)
+        except LogUnavailable as exc:
+            if self._write_problem is not None:
+                self._write_problem = str(exc)
+        else:
+            self._wrote()
+
+    async def _tidy(self, store: Store) -> None:
+        try:
+            while await self._in_thread(store.trim):
+                pass
+            if store.since_checkpoint > WAL_BYTES:
+                await self._in_thread(store.checkpoint)
+        except LogUnavailable as exc:
+            self._failed_to_write(exc)
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         """``function(*args)`` in a thread; not cut short before `_leave_by`."""

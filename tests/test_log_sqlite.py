@@ -499,7 +499,7 @@ class TestForgetting:
     async def test_by_age_also_when_nothing_is_written(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        async with SqliteLog(path, max_age=0.3) as log:
+        async with SqliteLog(path, max_age=1) as log:
             await append(log, "1", "2", key=None)
             await until(lambda: log.trimmed == 2)
             assert (await texts_in(log), rows(path)) == ([], 0)

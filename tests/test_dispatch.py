@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import trio
@@ -193,6 +194,85 @@ class TestGroupCommit:
         assert got == appended
         assert sum(map(len, got.values())) == count
         assert 1 < hub.statistics().dispatch_passes < count / 4
+
+
+class Stopwatch:
+    """The dispatcher's time, which goes on where a test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, a_delivery: float) -> None:
+        self.now = 0.0
+        self.sizes: list[int] = []
+        deliver = Session.deliver
+
+        def timed(session: Session, batch: Batch, now: float) -> None:
+            self.now += a_delivery
+            self.sizes.append(batch.count)
+            deliver(session, batch, now)
+
+        monkeypatch.setattr(Session, "deliver", timed)
+        monkeypatch.setattr("trio_sse.dispatch.time.perf_counter", lambda: self.now)
+
+
+class TestGathering:
+    """What publishers are just bringing goes out with what is there."""
+
+    async def publish(self, watch: Stopwatch, count: int, *, each: float = 0.0) -> None:
+        """One after the other; what comes is checked, and `watch.sizes` left."""
+        texts = [str(n) for n in range(count)]
+        hub = Hub(outbox=OutboxLimits(max_events=count))
+        async with hub, hub.open_session(Request()) as (_, receive_end):
+            for text in texts:
+                await hub.publish(Event(text))
+                watch.now += each
+            events = await receive_events(receive_end, count)
+        assert data_of(events) == texts
+        assert sum(watch.sizes) == count
+
+    async def test_as_many_as_a_pass_takes(
+        self, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        watch = Stopwatch(monkeypatch, a_delivery=1.0)
+        await self.publish(watch, 2 * PASS_EVENTS)
+        assert len(watch.sizes) <= 4
+        assert max(watch.sizes) == PASS_EVENTS
+
+    async def test_for_no_longer_than_a_pass(
+        self, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        watch = Stopwatch(monkeypatch, a_delivery=1.0)
+        await self.publish(watch, 500, each=0.125)
+        assert 8 <= max(watch.sizes) <= 12
+
+    async def test_not_at_all_where_a_pass_takes_no_time(
+        self, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        watch = Stopwatch(monkeypatch, a_delivery=0.0)
+        await self.publish(watch, 100)
+        assert max(watch.sizes) <= 3
+
+    async def test_who_brings_nothing_is_not_waited_for(
+        self, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An append that hangs keeps nobody else's event, although no time passes."""
+        Stopwatch(monkeypatch, a_delivery=1.0)
+        append = MemoryLog.append
+
+        async def hanging(self: MemoryLog, event: Event, *args: Any, **options: Any) -> str:
+            if event.data == "hangs":
+                await trio.sleep_forever()
+            return await append(self, event, *args, **options)
+
+        monkeypatch.setattr(MemoryLog, "append", hanging)
+        async with Hub() as hub, hub.open_session(Request()) as (_, receive_end):
+            await hub.publish(Event("1"))
+            assert data_of(await receive_events(receive_end, 1)) == ["1"]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hub.publish, Event("hangs"))
+                await trio.testing.wait_all_tasks_blocked()
+                await hub.publish(Event("2"))
+                with trio.fail_after(1):
+                    assert data_of(await receive_events(receive_end, 1)) == ["2"]
+                nursery.cancel_scope.cancel()
 
 
 class TestFairness:

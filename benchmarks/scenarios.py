@@ -124,19 +124,26 @@ def blast(kind: Kind, sizes: dict[str, int]) -> Found:
 def single(kind: Kind, sizes: dict[str, int]) -> Found:
     """One event, and the next when all have it: what a delivery costs the server."""
     found = Found()
-    with started(kind, blast=False) as server:
-        result = load(
-            server.events,
-            n=sizes["sessions"],
-            hold="500ms",
-            seconds=120,
-            post_wait=True,
-            pid=server.pid,
-            **_posting(server, events=sizes["events"], size=128),
-        )
-    found.check_delivery(result)
+
+    def post(events: int, sessions: int) -> dict[str, Any]:
+        with started(kind, blast=False) as server:
+            result = load(
+                server.events,
+                n=sessions,
+                hold="500ms",
+                seconds=120,
+                post_wait=True,
+                pid=server.pid,
+                **_posting(server, events=events, size=128),
+            )
+        found.check_delivery(result)
+        return result
+
+    alone = post(sizes["events_to_one"], 1)
+    result = post(sizes["events"], sizes["sessions"])
     fan_out = result["post"]["fan_out"] or {}
     found.figures |= {
+        "cpu_us_per_post": _cpu_per_delivery(alone),
         "cpu_us_per_delivery": _cpu_per_delivery(result),
         "fan_out_p50_ms": fan_out.get("p50_ms"),
     }
@@ -265,8 +272,8 @@ SCENARIOS: Final = (
         name="single",
         title="One event at a time",
         run=single,
-        sizes={"sessions": 1000, "events": 100},
-        quick={"sessions": 200, "events": 25},
+        sizes={"sessions": 1000, "events": 100, "events_to_one": 500},
+        quick={"sessions": 200, "events": 25, "events_to_one": 100},
     ),
     Scenario(
         name="paced",

@@ -93,7 +93,8 @@ class Access:
     def check_host(self, scope: Scope, host: str) -> None:
         name = _host_name(host)
         if self.allowed_hosts is None:
-            if not _is_loopback(_server_address(scope)) or _is_loopback(name):
+            address = _server_address(scope)
+            if name == address or _is_loopback(name) or not _is_loopback(address):
                 return
         elif any(_host_matches(name, pattern) for pattern in self.allowed_hosts):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ from mcp_parts import Parts, call, initialize, rpc, serving
 from test_mcp_streamable import PROGRESS, kinds, messages
 
 import trio_sse
-from trio_sse import EndReason, Hooks, Hub
+from trio_sse import EndReason, Hooks, Hub, Request
 from trio_sse.mcp import McpApp, McpLimits
 from trio_sse.mcp._streams import Streams
 from trio_sse.mcp.testing import ACCEPT, HttpFailed, connect
@@ -40,6 +41,20 @@ class TestSessions:
             assert hub.statistics().sessions == 1
         assert doubles.log == ["register", "unregister: client-left (DELETE)"]
         assert hub.statistics().unregistered == {"client-left": 1}
+
+    @pytest.mark.parametrize("answers", ["auto", "sse"])
+    async def test_an_idle_one_keeps_nothing_of_the_requests_in_it(self, answers: Any) -> None:
+        gc.collect()
+        before = {id(each) for each in gc.get_objects() if type(each) is Request}
+        async with serving(answers=answers) as (_, client, _):
+            for _ in range(3):
+                await client.request("tools/call", call("echo", text="x" * 100_000))
+            await trio.testing.wait_all_tasks_blocked()
+            gc.collect()
+            kept = [r for r in gc.get_objects() if type(r) is Request and id(r) not in before]
+        assert [request.headers.get("mcp-session-id") for request in kept] == [None], (
+            "that which began it, and no other"
+        )
 
     async def test_a_post_that_leaves_does_not_end_its_request(self) -> None:
         async with serving(answers="sse") as (_, client, parts):

@@ -299,6 +299,7 @@ class Inbox:
         self._closed = False
         self._changed = trio.lowlevel.ParkingLot()
         self.last_context: contextvars.Context | None = None
+        self._read: SessionMessage | None = None
 
     async def put(self, message: SessionMessage) -> None:
         """Hand ``message`` over; if cancelled before it was taken, it is not.
@@ -324,14 +325,25 @@ class Inbox:
         self._changed.unpark_all()
 
     async def receive(self) -> SessionMessage | Exception:
+        self._forget()
         await trio.lowlevel.checkpoint()
         while not self._offered and not self._closed:
             await self._changed.park()
         if self._closed:
             raise anyio.ClosedResourceError
-        self.last_context, message = self._offered.pop(0)
+        self.last_context, self._read = self._offered.pop(0)
         self._changed.unpark_all()
-        return message
+        return self._read
+
+    def _forget(self) -> None:
+        """Let go of the message that was read last, which may be large.
+
+        Who reads in a loop has done with it, and keeps it until there is another.
+        """
+        self.last_context = None
+        if self._read is not None:
+            vars(self._read).clear()
+            self._read = None
 
     def __aiter__(self) -> Inbox:
         return self

@@ -226,8 +226,8 @@ class Dispatcher:
     async def _gather(self) -> None:
         """Let those who are publishing go on, while that brings something.
 
-        At most for as long as the last pass took: what comes a little later waits as long.
-        A lone event is not kept for a moment.
+        At most for as long as the last pass took, without the turns of others in it: what
+        comes a little later waits as long. A lone event is not kept for a moment.
         """
         until = time.perf_counter() + self._pass_took
         newest, quiet = self.position, 0
@@ -241,7 +241,7 @@ class Dispatcher:
 
     async def _pass(self, records: Sequence[Record]) -> None:
         self._in_pass = True
-        began = self._since = time.perf_counter()
+        self._since, before = time.perf_counter(), self.seconds
         gap = self._gap(records)
         self.position = records[-1].position if records else max(self.position, self._log.trimmed)
         # Who is served is settled now, together with the position: a session that joins
@@ -256,9 +256,8 @@ class Dispatcher:
             await self._hand_out(sessions, Batch(heard))
         self.events += len(records)
         self.passes += 1
-        now = time.perf_counter()
-        self.seconds += now - self._since
-        self._pass_took = now - began
+        self.seconds += time.perf_counter() - self._since
+        self._pass_took = self.seconds - before
         self._in_pass = False
 
     async def _hand_out(self, sessions: Sequence[Session], batch: Batch) -> None:

@@ -12,12 +12,13 @@ import argparse
 import json
 import statistics
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
 from processes import HERE
+from scenarios import SCENARIOS
+from servers import KINDS
 from targets import TARGETS, Verdict
 
 _DOCS: Final = HERE.parent / "docs"
@@ -69,7 +70,8 @@ _COLUMNS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 }
 _EXPLAINED: Final = {
     "blast": "{events} events of 128 bytes to {sessions} sessions, published inside the server "
-    "as fast as it takes them; from then until the last was received.",
+    "as fast as it takes them; from then until the last was received. The bare loop writes each "
+    "event by itself.",
     "single": "An event of 128 bytes to {sessions} sessions, and the next when all have it. "
     "The POST that publishes it is counted in; beside it what that costs with one session, an "
     "event's delivery included.",
@@ -114,7 +116,21 @@ class Figures:
 
     def measured(self, scenario: str) -> list[str]:
         """The servers that have runs, in the order of the list."""
-        return [server for server in self.servers if self._of(scenario, server)]
+        return [kind.name for kind in KINDS if self._of(scenario, kind.name)]
+
+    def absent(self, scenario: str) -> list[str]:
+        """Titles of the servers that it is for too, and that have no runs of it."""
+        [only] = [each for each in SCENARIOS if each.name == scenario]
+        return [
+            about["title"]
+            for server, about in self.servers.items()
+            if server not in (*only.without, *self.measured(scenario))
+            and (not only.only or server in only.only)
+        ]
+
+    def rounds(self, scenario: str, server: str) -> int:
+        """How many count."""
+        return sum(not run["problems"] for run in self._of(scenario, server))
 
     def ratio(self, a: float | None, b: float | None) -> float | None:
         return a / b if a is not None and b else None
@@ -148,7 +164,7 @@ def _targets_table(figures: Figures) -> str:
 def _table(figures: Figures, scenario: str) -> str:
     columns = _COLUMNS[scenario]
     heads = " | ".join(head for head, _ in columns.values())
-    lines = [f"| server | {heads} |", "| --- |" + " ---: |" * len(columns)]
+    lines = [f"| server | {heads} | rounds |", "| --- |" + " ---: |" * (len(columns) + 1)]
     notes: list[str] = []
     for server in figures.measured(scenario):
         cells = [
@@ -162,15 +178,20 @@ def _table(figures: Figures, scenario: str) -> str:
         problems = figures.problems(scenario, server)
         if problems:
             marks += " ²"
-            notes.append(f"² {title}: {len(problems)} times: {problems[0]}")
+            notes.append(f"² {title}, rounds that do not count: {len(problems)} ({problems[0]})")
+        cells.append(str(figures.rounds(scenario, server)))
         lines.append(f"| {title}{marks} | {' | '.join(cells)} |")
+    if absent := figures.absent(scenario):
+        notes.append(f"Not run here: {', '.join(absent)}.")
     if any("¹" in line for line in lines):
         notes.insert(0, "¹ The load generator used more than 80 % of its cores: it may be faster.")
     return "\n".join([*lines, *(f"\n{note}" for note in notes)])
 
 
 def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    if value is None:
+        return "-"
+    return "not in time" if value < 0 else format(value, form)
 
 
 def _page(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
@@ -178,11 +199,6 @@ def _page(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
     about = [f"- {s['title']}: {s['about']}" for s in results["servers"].values()]
     about += [f"- not run: {name}, which needs {why}" for name, why in results["skipped"].items()]
     images = [f"![{alt}]({name})" for name, alt in plots]
-    counts = Counter((run["scenario"], run["server"]) for run in results["runs"])
-    least, most = min(counts.values()), max(counts.values())
-    rounds = (
-        f"medians of {most} rounds" if least == most else f"medians of {least} to {most} rounds"
-    )
     return (
         "\n\n".join(
             [
@@ -195,11 +211,12 @@ def _page(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
                 "between clients shared. Make your own figures:",
                 _HOW_TO,
                 _summary(Figures(results)),
-                f"The figures below are from {machine['cpu']}, {machine['cores']} cores, "
-                f"{machine['kernel']}, {machine['python']}, "
-                + ("one round" if most == 1 else rounds)
-                + f", {results['began'].split()[0]}, at {machine['revision']}. On other machines "
-                "the ratios should hold, the numbers will not.",
+                (
+                    f"The figures below are medians, from {machine['cpu']}, {machine['cores']} cores, "
+                    f"{machine['kernel']}, {machine['python']}, {results['began'].split()[0]}, at "
+                    f"{machine['revision']}. On other machines the ratios should hold, the numbers "
+                    "will not."
+                ),
                 *images,
                 tables(results),
                 _why(Figures(results)),

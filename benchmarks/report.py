@@ -212,10 +212,10 @@ def _page(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
                 _HOW_TO,
                 _summary(Figures(results)),
                 (
-                    f"The figures below are medians, from {machine['cpu']}, {machine['cores']} cores, "
-                    f"{machine['kernel']}, {machine['python']}, {results['began'].split()[0]}, at "
-                    f"{machine['revision']}. On other machines the ratios should hold, the numbers "
-                    "will not."
+                    f"The figures below are medians, from {machine['cpu']}, "
+                    f"{machine['cores']} cores, {machine['kernel']}, {machine['python']}, "
+                    f"{results['began'].split()[0]}, at {machine['revision']}. "
+                    "On other machines the ratios should hold, the numbers will not."
                 ),
                 *images,
                 tables(results),

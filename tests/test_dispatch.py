@@ -216,10 +216,18 @@ class Stopwatch:
 class TestGathering:
     """What publishers are just bringing goes out with what is there."""
 
-    async def publish(self, watch: Stopwatch, count: int, *, each: float = 0.0) -> None:
+    async def publish(
+        self,
+        watch: Stopwatch,
+        count: int,
+        *,
+        each: float = 0.0,
+        size: int = 0,
+        log: MemoryLog | None = None,
+    ) -> None:
         """One after the other; what comes is checked, and `watch.sizes` left."""
-        texts = [str(n) for n in range(count)]
-        hub = Hub(outbox=OutboxLimits(max_events=count))
+        texts = [str(n).ljust(size) for n in range(count)]
+        hub = Hub(log=log, outbox=OutboxLimits(max_events=count, max_bytes=1 << 24))
         async with hub, hub.open_session(Request()) as (_, receive_end):
             for text in texts:
                 await hub.publish(Event(text))
@@ -235,6 +243,21 @@ class TestGathering:
         await self.publish(watch, 2 * PASS_EVENTS)
         assert len(watch.sizes) <= 4
         assert max(watch.sizes) == PASS_EVENTS
+
+    async def test_however_small_the_log_is(
+        self, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What has been read is held, whatever the log forgets meanwhile."""
+        watch = Stopwatch(monkeypatch, a_delivery=1.0)
+        await self.publish(watch, 2 * PASS_EVENTS, log=MemoryLog(max_events=3))
+        assert max(watch.sizes) == PASS_EVENTS
+
+    async def test_no_more_bytes_than_a_pass_takes(
+        self, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        watch = Stopwatch(monkeypatch, a_delivery=1.0)
+        await self.publish(watch, 100, size=PASS_BYTES // 10)
+        assert 5 <= max(watch.sizes) <= 10
 
     async def test_for_no_longer_than_a_pass(
         self, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch

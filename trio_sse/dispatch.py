@@ -212,9 +212,10 @@ class Dispatcher:
         try:
             while True:
                 await self._log.wait(self.position)
+                records = await self._log.read(self.position, PASS_EVENTS)
                 if self.appending and self._pass_took > GATHER_FROM:
-                    await self._gather()
-                records = _up_to(PASS_BYTES, await self._log.read(self.position, PASS_EVENTS))
+                    records = await self._gather(records)
+                records = _up_to(PASS_BYTES, records)
                 await self._pass(records)
                 self._wake()
                 if self.position < self._log.newest:  # it does not wait now: others' turn
@@ -223,21 +224,30 @@ class Dispatcher:
             self._stopped = True
             self._passed.unpark_all()
 
-    async def _gather(self) -> None:
-        """Let those who are publishing go on, while that brings something.
+    async def _gather(self, records: Sequence[Record]) -> Sequence[Record]:
+        """``records``, and what those who are publishing bring, while they bring something.
 
         At most for as long as the last pass took, without the turns of others in it: what
         comes a little later waits as long. A lone event is not kept for a moment.
         """
         until = time.perf_counter() + self._pass_took
-        newest, quiet = self.position, 0
+        # Read as it comes: a small log has forgotten it soon.
+        gathered, size, quiet = [*records], sum(len(record.data) for record in records), 0
         # Two turns, for in the first it may have come before this task, and in the next after.
         while self.appending and quiet < 2 and time.perf_counter() < until:
-            if self._log.newest - self.position >= PASS_EVENTS:
-                return
-            quiet = quiet + 1 if self._log.newest == newest else 0
-            newest = self._log.newest
+            if not gathered or len(gathered) >= PASS_EVENTS or size >= PASS_BYTES:
+                break
             await trio.lowlevel.checkpoint()
+            end = gathered[-1].position
+            if self._log.trimmed > end:  # the next pass tells of it
+                break
+            more: Sequence[Record] = ()
+            if self._log.newest > end:
+                more = await self._log.read(end, PASS_EVENTS - len(gathered))
+            gathered += more
+            size += sum(len(record.data) for record in more)
+            quiet = 0 if more else quiet + 1
+        return gathered
 
     async def _pass(self, records: Sequence[Record]) -> None:
         self._in_pass = True

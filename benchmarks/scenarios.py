@@ -95,6 +95,22 @@ def _posting(server: Running, *, events: int, size: int) -> dict[str, Any]:
     }
 
 
+def _post(found: Found, kind: Kind, sessions: int, events: int, **pace: float) -> dict[str, Any]:
+    """What the load generator saw of events that were posted, at a ``pace``; checked."""
+    with started(kind, blast=False) as server:
+        result = load(
+            server.events,
+            n=sessions,
+            hold="500ms",
+            seconds=120,
+            pid=server.pid,
+            **_posting(server, events=events, size=128),
+            **pace,
+        )
+    found.check_delivery(result)
+    return result
+
+
 def _cpu_per_delivery(result: dict[str, Any]) -> float:
     cpu: float = result["server"]["cpu_run_s"]
     deliveries: int = result["delivery"]["events"]
@@ -124,23 +140,8 @@ def blast(kind: Kind, sizes: dict[str, int]) -> Found:
 def single(kind: Kind, sizes: dict[str, int]) -> Found:
     """One event, and the next when all have it: what a delivery costs the server."""
     found = Found()
-
-    def post(events: int, sessions: int) -> dict[str, Any]:
-        with started(kind, blast=False) as server:
-            result = load(
-                server.events,
-                n=sessions,
-                hold="500ms",
-                seconds=120,
-                post_wait=True,
-                pid=server.pid,
-                **_posting(server, events=events, size=128),
-            )
-        found.check_delivery(result)
-        return result
-
-    alone = post(sizes["events_to_one"], 1)
-    result = post(sizes["events"], sizes["sessions"])
+    alone = _post(found, kind, 1, sizes["events_to_one"], post_wait=True)
+    result = _post(found, kind, sizes["sessions"], sizes["events"], post_wait=True)
     fan_out = result["post"]["fan_out"] or {}
     found.figures |= {
         "cpu_us_per_post": _cpu_per_delivery(alone),
@@ -153,17 +154,7 @@ def single(kind: Kind, sizes: dict[str, int]) -> Found:
 def paced(kind: Kind, sizes: dict[str, int]) -> Found:
     """Ten events a second: how long after its POST an event is there."""
     found = Found()
-    with started(kind, blast=False) as server:
-        result = load(
-            server.events,
-            n=sizes["sessions"],
-            hold="500ms",
-            seconds=120,
-            post_rate=10,
-            pid=server.pid,
-            **_posting(server, events=sizes["events"], size=128),
-        )
-    found.check_delivery(result)
+    result = _post(found, kind, sizes["sessions"], sizes["events"], post_rate=10)
     latency = result["latency"] or {}
     found.figures |= {"p50_ms": latency.get("p50_ms"), "p99_ms": latency.get("p99_ms")}
     return found

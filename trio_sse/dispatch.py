@@ -239,11 +239,9 @@ class Dispatcher:
                 break
             await trio.lowlevel.checkpoint()
             end = gathered[-1].position
-            if self._log.trimmed > end:  # the next pass tells of it
+            more = await self._log.read(end, PASS_EVENTS - len(gathered))
+            if self._lost_up_to(more) > end:  # the next pass tells of it
                 break
-            more: Sequence[Record] = ()
-            if self._log.newest > end:
-                more = await self._log.read(end, PASS_EVENTS - len(gathered))
             gathered += more
             size += sum(len(record.data) for record in more)
             quiet = 0 if more else quiet + 1
@@ -319,13 +317,16 @@ class Dispatcher:
 
         What of them was trimmed since is no gap: it is at hand.
         """
-        end = self._log.trimmed
-        if records:
-            end = min(end, records[0].position - 1)
+        end = self._lost_up_to(records)
         if end <= self.position:
             return None
         same, self._epoch = self._log.epoch == self._epoch, self._log.epoch
         return Gap("trimmed" if same else "epoch", self._log.place(end))
+
+    def _lost_up_to(self, records: Sequence[Record]) -> int:
+        """The end of what the log has forgotten, without ``records`` that were read of it."""
+        trimmed = self._log.trimmed
+        return min(trimmed, records[0].position - 1) if records else trimmed
 
 
 def _concerns(record: Record, topics: Topics) -> bool:

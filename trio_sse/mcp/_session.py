@@ -13,6 +13,7 @@ import contextvars
 import math
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast, final
 
@@ -286,6 +287,15 @@ def _transport_context(metadata: MessageMetadata) -> TransportContext:
 
 
 @final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Offer:
+    """A message that somebody waits to hand over; the same as no other."""
+
+    context: contextvars.Context
+    message: SessionMessage
+
+
+@final
 class Inbox:
     """What the kernel reads from; one message at a time, handed over, never queued.
 
@@ -295,7 +305,7 @@ class Inbox:
 
     def __init__(self) -> None:
         # Not one of Trio's channels, which would be a kilobyte and a half for each session.
-        self._offered: list[tuple[contextvars.Context, SessionMessage]] = []
+        self._offered: list[_Offer] = []
         self._closed = False
         self._changed = trio.lowlevel.ParkingLot()
         self.last_context: contextvars.Context | None = None
@@ -308,16 +318,17 @@ class Inbox:
             Rejected: 404; nobody reads any more.
         """
         await trio.lowlevel.checkpoint()
-        offer = (contextvars.copy_context(), message)
+        offer = _Offer(contextvars.copy_context(), message)
         self._offered.append(offer)
         self._changed.unpark_all()
         try:
-            while not self._closed and any(each is offer for each in self._offered):
+            while offer in self._offered and not self._closed:
                 await self._changed.park()
         finally:
-            taken = all(each is not offer for each in self._offered)
-            self._offered[:] = [each for each in self._offered if each is not offer]
-        if not taken:
+            left = offer in self._offered
+            if left:
+                self._offered.remove(offer)
+        if left:
             raise session_not_found()
 
     def close(self) -> None:
@@ -331,7 +342,8 @@ class Inbox:
             await self._changed.park()
         if self._closed:
             raise anyio.ClosedResourceError
-        self.last_context, self._read = self._offered.pop(0)
+        offer = self._offered.pop(0)
+        self.last_context, self._read = offer.context, offer.message
         self._changed.unpark_all()
         return self._read
 
